@@ -3,8 +3,8 @@
 The cache only saves time. A stale, damaged or incomplete file is recomputed, with a notice. If two processes need the
 same file at the same time, one computes it and the other waits.
 
-The files are ordinary safetensors files. Two things that the library cannot do are done here, so that memory does not
-grow with the size of the arrays: filling a file's arrays in place, and mapping one array at a time.
+The files are ordinary safetensors files. Two things that the safetensors library cannot do are done here, so that
+memory does not grow with the size of the arrays: filling a file's arrays in place, and mapping one array at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KINDS: dict[str, Any] = {
     "F32": np.float32,
     "F64": np.float64,
 }
-"""The library's names of dtypes."""
+"""The safetensors library's names of dtypes."""
 UNKNOWN = "0" * 64
 """Placeholder for a file's checksum while the file is being filled."""
 
@@ -97,7 +97,7 @@ def usable(folder: Path | None) -> Path | None:
 
 
 def kept(path: Path, fingerprint: str, compute: Callable[[], Mapping[str, NDArray[Any]]]) -> Stored:
-    """The arrays from the file, or from `compute` if the file does not exist.
+    """The arrays from the file, or from `compute` if the file is missing, stale or damaged; writes it then.
 
     Args:
         path: the file.
@@ -178,7 +178,7 @@ def read(path: Path, fingerprint: str, spec: Spec | None = None) -> Stored | Non
             sound = meta["fingerprint"] == fingerprint and _checksum(file) == meta["sha256"]
     except (FileNotFoundError, BlockingIOError):  # it does not exist, or is being removed to free space
         return None
-    except Exception as error:  # whatever is wrong with a cache file, recompute it
+    except Exception as error:  # a cache file may be damaged in any way; recompute it
         log.warning("%s: damaged cache file (%s); recomputing it", path.name, type(error).__name__)
         return None
     if not sound or (spec is not None and _plain(spec) != _plain(stored.spec)):
@@ -195,7 +195,7 @@ def _create(path: Path, arrays: Mapping[str, NDArray[Any]], fingerprint: str, se
 
 
 def _stored(path: Path) -> Stored:
-    """The contents of a file, as the library reads them.
+    """The contents of a file, as the safetensors library reads them.
 
     Raises:
         Exception: not a complete safetensors file.

@@ -1,8 +1,8 @@
-"""Keeps the user's cache within a size: removes the least recently used files, but never one that a process is using.
+"""Keeps the user's cache within a size limit: removes the least recently used files, but never one in use.
 
 A process holds a shared lock on each file that it reads from (`Hold`). A file is removed only under an exclusive lock,
-so never on a file system without locks. Windows cannot remove mapped files, so there files used within a day also
-stay.
+so never on a file system without locks. Windows cannot remove mapped files, so on Windows, files used within a day
+also stay.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DAY = 24 * 3600
 
 
 class Hold:
-    """A cache file in use. It is released when the object or its process ends."""
+    """Marks a cache file as in use until the object is deleted or its process ends."""
 
     def __init__(self, path: Path) -> None:
         """Take the shared lock.

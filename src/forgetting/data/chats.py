@@ -37,7 +37,7 @@ DAY = {
 """What `strftime_now` gives for each of its codes: Llama 3.1's default date, so that numbers never change."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of what transformers passes under each of them."""
+"""Fields that may have a message's reasoning; transformers fills some of them from the others."""
 
 
 class Chats:
@@ -52,7 +52,7 @@ class Chats:
         self.documents = 0
 
     def encode(self, document: Document) -> list[Encoded]:
-        """Token ids [t] and which are answers [t]: one window, or more if earlier turns are rendered differently.
+        """Token ids [t] and a mask of the answers [t]: one window, or more if earlier turns are rendered differently.
 
         Raises:
             UsageError: no template; it refuses the conversation; or no answer can be told apart from its prompt.
@@ -102,7 +102,7 @@ class Chats:
         """Refuse a template that renders the same text for every answer of the assistant.
 
         Raises:
-            UsageError: it does; the template's other errors are reported where the text is rendered.
+            UsageError: such a template; its other errors are reported where the text is rendered.
         """
         plain = (one for one in documents if one.messages and not any(m.get("tool_calls") for m in one.messages))
         first = next(plain, None) if self.has_template else None
@@ -178,7 +178,7 @@ class Chats:
         return np.asarray(encoded["input_ids"], dtype=np.int32), targets
 
     def _generated(self, document: Document, rendering: _Rendering) -> Encoded | None:
-        """Tokens by the template's own `{% generation %}` marks; None if it does not mark every answer."""
+        """Tokens by the template's own `{% generation %}` marks; None if there are none or they do not fit."""
         if not self.fast or not GENERATION.search(rendering.template):
             return None
         found = rendering.marked()
@@ -279,7 +279,7 @@ def _called(message: Message) -> list[str]:
 
 
 class _Rendering:
-    """One conversation rendered by the chat template; texts are cached, since spans ask for the same ones."""
+    """One conversation rendered by the chat template; the texts are cached, because they are needed repeatedly."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, document: Document, parts: bool) -> None:
         self.tokenizer = tokenizer
@@ -308,7 +308,7 @@ class _Rendering:
             return self.text(len(messages))
 
     def text(self, turns: int, *, prompt: bool = False) -> str:
-        """The first so many turns, and with `prompt` also the opening of the next answer.
+        """The first `turns` turns, and with `prompt` also the opening of the next answer.
 
         Raises:
             UsageError: the template refuses them, or there are none.
@@ -362,7 +362,7 @@ class _Rendering:
 
 
 def _spans(rendering: _Rendering, whole: str, turns: Sequence[int]) -> list[tuple[int, int]] | None:
-    """The characters of each answer with its end mark; None if the text does not begin with that of its first turns."""
+    """The characters of each answer with its end mark; None if first turns alone are rendered otherwise."""
     spans = []
     for turn in turns:
         try:
@@ -386,7 +386,7 @@ def _on_one_day(template: str) -> str:
 
 
 def _alike(a: str, b: str) -> int:
-    """Length of the common beginning of two texts, in characters."""
+    """Length of the common prefix of two texts, in characters."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -395,7 +395,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False
 
 
 def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """Length of the common beginning of two sequences, in tokens."""
+    """Length of the common prefix of two sequences, in tokens."""
     n = min(len(a), len(b))
     apart = np.flatnonzero(a[:n] != b[:n])
     return int(apart[0]) if len(apart) else n

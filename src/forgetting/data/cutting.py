@@ -1,6 +1,6 @@
 """Cuts one long text into documents, piece by piece: the text need not be in memory as a whole.
 
-Pieces are the text in order, cut anywhere; line breaks are line feeds.
+Pieces are consecutive parts of the text, cut anywhere; line breaks are line feeds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ WORDS = {
 def guessed_cut(texts: Sequence[str]) -> str:
     """Guess how to cut a text.
 
-    A single text with WikiText's titles is WikiText. Many texts are WikiText if each is one line, as in Hub copies, and
-    some are blank or all end in a line break; otherwise they are documents that may contain such a line.
+    A single text with WikiText's titles is WikiText. Many texts are WikiText if each is one line, as in Hub copies, one
+    is a title, and some are blank or all end in a line break; otherwise each is a document.
     """
     if len(texts) == 1:
         return guessed_cut_of_one([line_feeds(texts[0])])
@@ -37,16 +37,16 @@ def guessed_cut(texts: Sequence[str]) -> str:
 
 
 class LinesSeen:
-    """Whether many texts are the lines of articles."""
+    """Finds out whether many texts are the lines of WikiText articles."""
 
     def __init__(self) -> None:
-        """Start with none seen."""
+        """Start without texts."""
         self.single = self.all_end = True
         self.title = False
         self.empty = 0
 
     def add(self, text: str) -> None:
-        """Look at the next one."""
+        """Look at the next text."""
         line = text.rstrip("\r\n")
         self.single = self.single and "\n" not in line
         self.all_end = self.all_end and text.endswith("\n")
@@ -55,7 +55,7 @@ class LinesSeen:
 
     @property
     def are_wikitext(self) -> bool:
-        """The answer for those seen so far."""
+        """Whether the texts seen so far are the lines of articles."""
         return self.single and (self.empty > 0 or self.all_end) and self.title
 
 
@@ -63,7 +63,7 @@ class UniqueNames:
     """Names of documents; a repeated name gets a number."""
 
     def __init__(self) -> None:
-        """Start with none given."""
+        """Start without names."""
         self._seen: dict[str, int] = {}
 
     def name(self, name: str) -> str:
@@ -73,7 +73,7 @@ class UniqueNames:
 
 
 def guessed_cut_of_one(pieces: Iterable[str]) -> str:
-    """How to cut one text: as WikiText if it begins with a title or has two."""
+    """How to cut one text: as WikiText if it begins with a title or has two, else into sections."""
     begun, titles = False, 0
     for lines in _whole_lines(pieces):
         if not begun and (first := lines.lstrip("\n")):
@@ -100,6 +100,9 @@ def wikitext(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Articles, each from its ` = Title = ` line to the next; ` = = Section = = ` lines do not start one.
 
     Text before the first title is also a document.
+
+    Raises:
+        UsageError: the text has no title.
     """
     name, parts, titles = "before-the-first-title", list[str](), 0
     for lines in _whole_lines(pieces):
@@ -121,7 +124,7 @@ def paragraphs(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def sections(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Blocks of whole paragraphs with at least SECTION_CHARACTERS: documents for one long text without titles.
+    """Blocks of whole paragraphs with at least SECTION_CHARACTERS, except the last: for one long text without titles.
 
     Neighbouring sections are not fully independent, so standard errors over them are a little too small.
     """
@@ -142,7 +145,7 @@ CUTS: dict[str, Callable[[Iterable[str]], Iterator[tuple[str, str]]]] = {
     "paragraphs": paragraphs,
     "sections": sections,
 }
-"""Names and texts of a text's documents; some may be empty."""
+"""How to cut a text: each function yields its documents as (name, text); some texts may be empty."""
 
 
 def _whole_lines(pieces: Iterable[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Corpora: local files, Hub data sets and the miniature -> documents.
+"""Corpora: reads local files, Hub data sets and the miniature as documents.
 
 A document is the unit that the training part and the held-out part never share, and by which standard errors are
 clustered.
@@ -73,6 +73,7 @@ def load_corpus(config: TextConfig) -> Corpus:
 
     Raises:
         UsageError: a file is missing, malformed or empty, or lacks a column; names file, row and columns.
+        ForgettingError: the Hub could not be reached.
     """
     large = read_texts(config)
     if large is not None:
@@ -88,8 +89,11 @@ def corpus_of(rows: Sequence[formats.Row], config: TextConfig, notices: Iterable
 
     Args:
         rows: at least one; cells are text, or lists of messages.
-        config: columns, and what a document is; messages call the rows by the source's name.
+        config: columns, and what a document is; error messages use the source's name.
         notices: notices about how the rows were read.
+
+    Raises:
+        UsageError: a column is missing, a row is malformed, or there is no text; names row and columns.
     """
     name = PurePath(config.source).name
     rows, replaced = _without_surrogates(rows)
@@ -149,7 +153,7 @@ def _unique_ids(documents: Sequence[Document]) -> list[Document]:
 def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, Corpus]:
     """Split into a training and a held-out part that share no document, not even a copy of one.
 
-    A document's part depends only on its content hash, so every run of every seed holds out the same documents.
+    The split depends only on the content of the documents, so every run of every seed holds out the same ones.
 
     Args:
         documents: the corpus.
@@ -162,7 +166,7 @@ def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, 
         UsageError: fewer than four distinct documents.
     """
     corpus = documents if isinstance(documents, Corpus) else Corpus(documents)
-    first: dict[bytes, bytes] = {}  # copies may differ in white space; use the least of their hashes
+    first: dict[bytes, bytes] = {}  # copies may differ in white space; use the smallest of their hashes
     keys = corpus.spaceless
     for key, document in zip(keys, corpus, strict=True):
         digest = bytes.fromhex(document.content_hash())

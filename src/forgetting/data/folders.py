@@ -61,7 +61,7 @@ def _of_one_sort(paths: Sequence[Path]) -> list[Path]:
 
 
 def _one_split(folder: Path, paths: list[Path], config: TextConfig) -> list[Path]:
-    """The files of the chosen split; all files if they belong to one."""
+    """The files of the chosen split; all files if they are text or belong to one split."""
     if not paths or kind(paths[0]) in (".txt", ".md"):
         return paths
     of = {path: _split(path.relative_to(folder)) for path in paths}
@@ -78,7 +78,7 @@ def _one_split(folder: Path, paths: list[Path], config: TextConfig) -> list[Path
 
 
 def _split(path: Path) -> str | None:
-    """The split that a file's name begins with, or after which a folder in its path is named."""
+    """The split with which a file's name begins, or else the name of a folder in its path."""
     found = next((match for part in reversed(path.parts) if (match := SPLIT.match(part))), None)
     return found.group(1).lower() if found else None
 

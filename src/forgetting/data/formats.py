@@ -45,7 +45,7 @@ class Document:
     pair: bool = False
 
     def targets(self) -> list[int]:
-        """Which messages are targets: assistant turns after the given ones, unless marked as not to be trained on."""
+        """Indices of the targets: assistant turns after the given ones, unless marked as not to be trained on."""
         later = range(self.given, len(self.messages))
         return [i for i in later if self.messages[i]["role"] == "assistant" and not is_context(self.messages[i])]
 
@@ -102,11 +102,11 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 @dataclass(frozen=True)
 class Shape:
-    """How the columns were recognised.
+    """A format, and the columns that it is read from.
 
     Attributes:
         kind: `text`, `chat`, `completion`, `sharegpt`, `dpo`, or the name of a Pair.
-        columns: the columns that are read; the first ones are required.
+        columns: the columns that are read, required ones first.
         pair: the columns of a pair.
     """
 
@@ -166,7 +166,7 @@ def _has(columns: Sequence[str]) -> str:
     shown = ", ".join(map(str, columns[:20])) + (", ..." if len(columns) > 20 else "")
     return (
         f"columns: {shown}. Set which to read with text_column, messages_column, or prompt_column and "
-        "completion_column: in a study's file beside `source`, with `measure` and `check` as "
+        "completion_column: in a study's file next to `source`, with `measure` and `check` as "
         "--text-field text_column=NAME"
     )
 
@@ -230,7 +230,7 @@ def is_context(turn: Message) -> bool:
 
 
 def _is_rejected(row: Row) -> bool:
-    """Whether a row has an answer that the model is not to give (TRL's and LLaMA-Factory's formats for KTO)."""
+    """Whether a row has an answer that the model should not give (TRL's and LLaMA-Factory's formats for KTO)."""
     return any(isinstance(row.get(name), bool | np.bool_) and not row[name] for name in ("label", "kto_tag"))
 
 
@@ -271,7 +271,7 @@ def _conversation(config: TextConfig, row: Row, index: int, shape: Shape) -> Doc
 
 
 def with_system(messages: list[Message], system: Any) -> tuple[list[Message], bool]:
-    """Messages after a row's system prompt, and whether it has one."""
+    """The messages with the row's system prompt, if it has one, at the start; and whether it has one."""
     if not isinstance(system, str) or not system.strip():
         return messages, False
     return [{"role": "system", "content": system}, *messages], True
@@ -376,7 +376,7 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _called(value: Any, where: str) -> Mapping[str, Any]:
-    """ShareGPT's tool call, JSON in a text, as one of `tool_calls`."""
+    """ShareGPT's tool call, which is JSON text, as one of `tool_calls`."""
     call = files.parse_json(value, where) if isinstance(value, str) else value
     if not isinstance(call, Mapping) or "name" not in call:
         raise UsageError(f"{where}: a function_call must be JSON with `name` and `arguments`, got {value!r:.60}")

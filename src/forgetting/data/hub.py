@@ -26,7 +26,7 @@ class Repo:
 
     Attributes:
         name: its Hub id.
-        kind: models or data sets.
+        kind: `model` or `dataset`.
         commit: the full hash.
         files: paths of its files; for a cached repository, those in the cache.
         cached: whether the Hub was not asked or did not answer, so that only the cache is available.
@@ -83,7 +83,7 @@ def find(name: str, revision: str | None = None, kind: Kind = "model") -> Repo:
     Args:
         name: `organisation/name`, or a name without organisation.
         revision: a commit, tag or branch; None means the main branch.
-        kind: models or data sets.
+        kind: `model` or `dataset`.
 
     Raises:
         UsageError: not a Hub id, no such repository or revision, no access to it, or, offline, not in the cache.
@@ -138,7 +138,7 @@ def _in_cache(name: str, revision: str | None, kind: Kind) -> Repo | None:
 
 
 def _explained(what: str, name: str, revision: str | None, error: Exception, failing: str = "") -> ForgettingError:
-    """One of the client's many errors as one line."""
+    """An error of the Hub's client as one line."""
     from huggingface_hub import errors
 
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

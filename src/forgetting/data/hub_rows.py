@@ -1,6 +1,6 @@
 """Rows of a Hub data set at one commit, read with `datasets`; no code of the data set is ever run.
 
-Offline, `datasets` takes whatever it prepared last, of any revision. Here, offline rows come from the Hub's cache if it
+Offline, `datasets` takes what it prepared last, of any revision. Here, offline rows come from the Hub's cache if it
 has all files of the commit, and otherwise from what `datasets` prepared, if that is of this commit.
 """
 
@@ -101,7 +101,7 @@ def _explained(wanted: str, error: Exception) -> ForgettingError:
 
 
 def _prepared(name: str, subset: str | None, choice: dict[str, Any]) -> Any | None:
-    """What `datasets` prepared before, of whatever revision; None if there is nothing."""
+    """What `datasets` prepared before, of any revision; None if there is nothing."""
     try:
         return _load(f"data set '{name}'", name, subset, **choice)
     except UsageError:

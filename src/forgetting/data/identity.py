@@ -33,8 +33,8 @@ def corpus_key(config: TextConfig, tokenizer: Any, context: int) -> str | None:
     """A sha256 of everything that determines the windows of a corpus; equal keys mean equal windows.
 
     Returns:
-        None if it cannot be determined, or the corpus is not worth caching: it is small, of the miniature, or its
-        tokenizer is custom code.
+        None if it cannot be determined (a slow or custom tokenizer, an unreadable file), or the corpus is not worth
+        caching: it is small, of the miniature, or so large that hashing it takes longer than reading what is needed.
     """
     how = _tokenizer(tokenizer)
     content = None if how is None else _content(config)
@@ -55,14 +55,14 @@ def _content(config: TextConfig) -> Mapping[str, str | None] | None:
     files = _files(config)
     try:
         return None if files is None else {name: _hash(path) for name, path in files.items()}
-    except OSError:  # whoever reads the file reports the error
+    except OSError:  # the error is reported where the file is read
         return None
 
 
 def _files(config: TextConfig) -> dict[str, Path | None] | None:
     """The files of a local corpus by name; None if caching is not worth it.
 
-    A file that is not read but appears in a notice is included without its path.
+    A file that is not read but appears in a notice has None as its path.
     """
     path = Path(config.source).expanduser()
     try:
@@ -91,7 +91,7 @@ def _hash(path: Path | None) -> str | None:
 
 
 def _tokenizer(tokenizer: Any) -> str | None:
-    """A sha256 of a library's tokenizer; None if its class is custom code."""
+    """A sha256 of a fast tokenizer of transformers; None for others."""
     if not getattr(tokenizer, "is_fast", False) or not type(tokenizer).__module__.startswith("transformers."):
         return None
     # truncation and padding, which come before the tokens, are set by each call
@@ -110,7 +110,7 @@ def _tokenizer(tokenizer: Any) -> str | None:
 
 @functools.cache
 def _code() -> str:
-    """A sha256 of the code that reads, so that results of an older version are not reused."""
+    """A sha256 of the code that reads corpora, so that results of an older version are not reused."""
     return hashlib.sha256(
         b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     ).hexdigest()

@@ -47,6 +47,9 @@ def read_texts(config: TextConfig) -> tuple[Texts, tuple[str, ...]] | None:
 
     Returns:
         None for anything else: small, conversations, rows to be joined, a malformed file, a full disk.
+
+    Raises:
+        WordError: the text contains a word of millions of characters.
     """
     path = Path(config.source).expanduser()
     try:
@@ -125,7 +128,7 @@ def _pieces(path: Path) -> Iterator[str]:
     """The text of a file, with line feeds as line breaks, in pieces.
 
     Raises:
-        _UnusualError: too large, not UTF-8, or with carriage returns that are not part of a Windows line break.
+        _UnusualError: too large, blank, not UTF-8, or with carriage returns that are not part of Windows line breaks.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     total, held, visible = 0, "", False
@@ -151,7 +154,7 @@ def _pieces(path: Path) -> Iterator[str]:
 
 
 def _ended(pieces: Iterable[str]) -> Iterator[str]:
-    """The same, ending with a line break."""
+    """The same pieces, with a line break at the end of the text."""
     last = ""
     for piece in pieces:
         last = piece[-1:] or last

@@ -1,9 +1,9 @@
-"""Pads rows of tokens on the right; the only place in the package that pads. Pure numpy.
+"""Pads rows of tokens on the right; no other module of the package pads. Pure numpy.
 
 With right padding, a causal model computes every real position as if there were no padding: positions count from 0,
 and no padding comes before a real position.
 
-Shapes: B rows, L the longest of them.
+Shapes: B rows, L tokens in the longest row.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def right_padded(
     Args:
         rows: token ids.
         pad: the token that fills up shorter rows; it is masked.
-        labels: labels of each row, of equal length; filled up with IGNORED.
-        width: L, if it is more than the longest row.
+        labels: labels of each row, as many as its tokens; filled up with IGNORED.
+        width: L, if it should be larger than the longest row.
 
     Returns:
         `input_ids` and `attention_mask` (1 on real tokens), and `labels` if given; each [B, L] int64.

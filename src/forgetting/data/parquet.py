@@ -12,11 +12,11 @@ from ..errors import UsageError
 MAX_ROW = 10**7
 """Maximum values of one column in one row."""
 FEW, PER_BYTE = 10**6, 1000
-"""Values that any file may contain, and values per byte that a longer one may."""
+"""Values per column that any file may contain, and values per byte that a larger one may."""
 BATCH, BATCH_ROWS = 2**26, 2**16
 """Bytes and rows of a file that are read at once."""
 BATCH_MEMORY, TABLE_MEMORY = 2**31, 2**33
-"""Bytes of memory that such a piece of a file may take, and a whole table of any size."""
+"""Maximum bytes of memory for such a piece, and for the whole table of any file."""
 
 
 def check(path: Path, metadata: Any) -> None:
@@ -27,7 +27,8 @@ def check(path: Path, metadata: Any) -> None:
         metadata: pyarrow's metadata of the file.
 
     Raises:
-        UsageError: more than MAX_COLUMNS columns, more values than real files of its size have, or MAX_ROW in a row.
+        UsageError: more than MAX_COLUMNS columns, more values than real files of its size have, or more than MAX_ROW
+            values per row.
     """
     files.check_table(metadata.num_columns, 0, str(path))
     most = max(FEW, PER_BYTE * path.stat().st_size)
@@ -40,7 +41,7 @@ def check(path: Path, metadata: Any) -> None:
 
 
 def table_memory(path: Path) -> int:
-    """Bytes of memory that the whole table of a file may take; few for a small file."""
+    """Bytes of memory that the whole table of a file may take; fewer for a small file."""
     return min(TABLE_MEMORY, TABLE_MEMORY // 8 + PER_BYTE * path.stat().st_size)
 
 
@@ -97,7 +98,7 @@ def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _batches(file: Any) -> Iterator[Any]:
-    """The pieces of an Arrow file in either of its two forms, a stream or a file."""
+    """The pieces of an Arrow file in either of Arrow's two formats, stream or file."""
     import pyarrow as pa
 
     try:

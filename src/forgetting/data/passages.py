@@ -39,7 +39,7 @@ def hashes(documents: Iterable[Document]) -> NDArray[np.uint8]:
 
 
 def count_shared(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
-    """How many different hashes are in both, each [P, 32]."""
+    """The number of distinct hashes that are in both arrays, each [P, 32]."""
     few, many = sorted((np.ascontiguousarray(a), np.ascontiguousarray(b)), key=len)
     heads = few.view(np.uint64)[:, 0], many.view(np.uint64)[:, 0]
     alike = many[np.isin(heads[1], heads[0])]  # compare a quarter of each hash first, then all of it

@@ -47,7 +47,7 @@ class Prepared:
 
 
 class Corpora:
-    """Corpora for one tokenizer and context; each is read once during the life of this object."""
+    """Corpora for one tokenizer and context; this object reads each of them once."""
 
     def __init__(self, tokenizer: Any, context: int, cache_dir: Path | None) -> None:
         """Set up; reads nothing yet.
@@ -64,13 +64,13 @@ class Corpora:
         """A whole text.
 
         Raises:
-            UsageError: as `load_corpus` and `tokenize`.
+            UsageError, ForgettingError: see `load_corpus` and `tokenize`.
         """
         (whole,) = self._parts(config)
         return whole
 
     def dataset(self, config: DatasetConfig) -> tuple[Prepared, Prepared]:
-        """The training and the held-out part of a data set; raises as `text`."""
+        """The training part and the held-out part of a data set; raises like `text`."""
         train, heldout = self._parts(config)
         return train, heldout
 

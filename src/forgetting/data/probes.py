@@ -1,4 +1,4 @@
-"""Prompts whose answers by the base model are a text to measure on: from files, the Hub, or those shipped here.
+"""Prompts from files, the Hub or this package; the base model's answers to them are a text to measure on.
 
 An answer is cut off at `max_new_tokens` and is in one window with its prompt; only the answer's tokens are targets.
 """
@@ -38,7 +38,7 @@ DIALOGUES = ("conversations", "turns")
 KINDS = ("kind", "category", "type")
 """Columns that may contain the kind of prompt, in order of preference."""
 COLUMNS = frozenset(("messages", *PROMPTS, *DIALOGUES, *KINDS, "id", "input", "system"))
-"""All columns that are read; upper and lower case are not distinguished."""
+"""All columns that are read; their case is ignored."""
 OURS = Path(__file__).parent / "prompts.jsonl"
 """The prompts of DEFAULT."""
 BESIDE, BESIDE_TOKENS = 48, 64
@@ -79,7 +79,7 @@ def read_probe(config: ProbeConfig) -> list[Prompt]:
 
 
 def prompts_and_notices(config: ProbeConfig) -> tuple[list[Prompt], list[str]]:
-    """As `read_probe`, with notices on what is left out: empty rows of the file, and copies of earlier prompts."""
+    """Like `read_probe`, with notices about what is left out: empty rows of the file, and copies of earlier prompts."""
     prompts, notices = _prompts(config.probe)
     chosen = [prompt for prompt in prompts if config.kind in (None, prompt.kind)]
     if not chosen:
@@ -132,11 +132,11 @@ def by_kind(name: str, config: ProbeConfig) -> dict[str, ProbeConfig]:
     """A probe as one text per kind of prompt, by name; the probe itself if its prompts have no kinds.
 
     Args:
-        name: of the probe. A text is called by its kind for the prompts shipped here, and NAME-KIND for others.
+        name: name of the probe. A text is named KIND for the prompts shipped here, and NAME-KIND for others.
         config: the probe; if it names a kind, it is returned unchanged.
 
     Raises:
-        UsageError: as `read_probe`, or some prompts have a kind and others do not.
+        UsageError, ForgettingError: see `read_probe`; or some prompts have a kind and others do not.
     """
     prompts, _ = _prompts(config.probe)
     kinds = kinds_of(prompts)
@@ -274,7 +274,7 @@ def _blank(value: Any) -> bool:
 
 
 def _asked(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """The messages without the assistant's last ones, so that they end with the message to answer."""
+    """The messages without trailing ones of the assistant, so that they end with the message to answer."""
     fine = isinstance(value, list) and all(
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str | list)
         for turn in value

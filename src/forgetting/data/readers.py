@@ -20,7 +20,7 @@ from . import parquet
 Row = dict[str, Any]
 SPACE = re.compile(r"\s")
 MAX_WORD = 2**21
-"""Maximum characters without white space between them."""
+"""Maximum characters of a word, that is, without white space between them."""
 LONE = re.compile("[\ud800-\udfff]")
 
 
@@ -58,10 +58,12 @@ def text_limit(path: Path) -> int:
 
 
 def check_words(text: str, where: str) -> None:
-    """Refuse text with MAX_WORD characters without white space: a tokenizer holds such a word in memory as a whole.
+    """Refuse text with a very long word, which a tokenizer would hold in memory as a whole.
+
+    Shorter words than MAX_WORD characters always pass, and words of twice as many never do.
 
     Raises:
-        UsageError: such a text.
+        WordError: such a text.
     """
     for start in range(0, len(text) - MAX_WORD + 1, MAX_WORD):
         if not SPACE.search(text, start, start + MAX_WORD):
@@ -127,7 +129,7 @@ def _text(path: Path, config: TextConfig) -> Iterator[Row]:
 
 
 def _jsonl(path: Path, config: TextConfig) -> Iterator[Row]:
-    """One object a line, or one array, as some programs write it despite the name."""
+    """One object per line, or one array, as some programs write despite the name."""
     return _json(path, config) if holds_array(path) else (row for _, row in files.json_rows(path))
 
 

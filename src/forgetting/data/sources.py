@@ -28,7 +28,7 @@ def read_rows(config: TextConfig) -> tuple[list[Row], list[str]]:
 
 
 def row_limit(config: TextConfig) -> int | None:
-    """How many rows to read; a row is a document unless it is cut or joined with others, as a single row may be."""
+    """Maximum rows to read, None for all; at least two, because a single row is cut like a long text."""
     if config.max_documents is None or config.documents not in ("auto", "rows"):
         return None
     return max(2, config.max_documents)
@@ -42,7 +42,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def open_rows(config: TextConfig) -> tuple[Iterator[Row], list[str]]:
-    """All rows as they are read, and notices; raises as `read_rows`, also while reading."""
+    """All rows, read as they are needed, and notices; raises like `read_rows`, also while rows are read."""
     if config.source.startswith("miniature:"):
         from .miniature import rows
 

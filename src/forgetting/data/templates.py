@@ -32,10 +32,10 @@ class _LateError(BaseException):
 
 @contextmanager
 def bounded(where: str) -> Iterator[None]:
-    """Inside, a template is rendered, and stopped if it takes too long or too much memory.
+    """Stop a template that is rendered in the block if it takes too long or too much memory.
 
     In the main thread a signal stops it, even inside a computation with large numbers. In other threads it is stopped
-    between two steps of Python.
+    between two Python instructions.
 
     Args:
         where: the template, for messages.
@@ -53,7 +53,7 @@ def bounded(where: str) -> Iterator[None]:
 
 
 def checked(text: str, where: str) -> str:
-    """The text that a template rendered.
+    """Check and return the text that a template rendered.
 
     Raises:
         TemplateLimitError: more than MAX_LINE characters.

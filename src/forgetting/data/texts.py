@@ -47,7 +47,7 @@ class Texts(Sequence[Document]):
         self.visible.append(len(words) - words.count(" "))
 
     def finish(self) -> Texts:
-        """Finish adding; these texts can be read from now on. Raises as `add`."""
+        """Finish adding, so that the texts can be read; returns this object. Raises like `add`."""
         self._file.flush()
         return self
 

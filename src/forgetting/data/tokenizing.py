@@ -1,4 +1,4 @@
-"""Documents to token windows: plain text directly, conversations through the tokenizer's chat template."""
+"""Turns documents into token windows: plain text directly, conversations with the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Encoded = tuple[NDArray[np.int32], NDArray[np.bool_]]
 """Tokens of a window, and which of them are targets."""
 BATCH_CHARACTERS = 2**18
 BATCH_DOCUMENTS = 1024
-"""Characters of plain text given to a tokenizer at once: enough for all cores, little memory."""
+"""Characters of plain text, and documents, given to a tokenizer at once: enough for all cores, little memory."""
 
 
 def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context: int) -> Windows:
@@ -37,7 +37,7 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
 
     Raises:
         UsageError: the text is shorter than one window; a conversation without a chat template, or one that the
-            template refuses; or no target is left.
+            template refuses; a template without the assistant's answers; or no target is left.
     """
     corpus = documents if isinstance(documents, Corpus) else Corpus(documents)
     chats = Chats(tokenizer)
@@ -105,7 +105,7 @@ class Gathered:
         """All windows.
 
         Args:
-            owners: the document of each added one; by default its index.
+            owners: [D] the index in the corpus of each added document; by default they are counted from 0.
             more: the other fields of Windows.
         """
         places = np.array(self.owners, np.int32)

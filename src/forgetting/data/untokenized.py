@@ -64,7 +64,7 @@ class Untokenized:
         return encode_plain([self.corpus[place].text for place in places.tolist()], self.tokenizer, self.context)
 
     def windows(self, places: NDArray[np.int64], encoded: Iterable[list[Encoded]]) -> Windows:
-        """The windows of these documents, in this order, as they would be in those of the whole text."""
+        """The windows of these documents, in this order, with the same document indices as in the whole text."""
         gathered = Gathered(self.context)
         gathered.add(encoded)
         return gathered.windows(
@@ -75,7 +75,7 @@ class Untokenized:
         )
 
     def whole(self) -> Windows:
-        """All of its windows."""
+        """The windows of the whole text."""
         return tokenize(self.corpus, self.tokenizer, self.context)
 
 
@@ -83,7 +83,8 @@ def untokenized(config: TextConfig, tokenizer: Any, context: int) -> Untokenized
     """A large plain text.
 
     Returns:
-        None if it is small or not plain text, or if this tokenizer could turn a text of any content into one token.
+        None if it is small or not plain text, perhaps has too few tokens, or if this tokenizer could turn a text of any
+        content into one token.
     """
     single = _SingleTokens.of(tokenizer) if is_large(config) else None
     found = None if single is None else read_texts(config)
@@ -91,7 +92,7 @@ def untokenized(config: TextConfig, tokenizer: Any, context: int) -> Untokenized
         return None
     texts, notices = found
     present = _present(texts, single, tokenizer)
-    if 2 * len(present) < context:  # perhaps too few tokens; whoever reads all of them reports it
+    if 2 * len(present) < context:  # perhaps too few tokens; `tokenize` reports it
         return None
     first_copy = first_copies(texts.spaceless)
     notices = (*notices, *dropped_notice(len(texts), len(present), context), *copies_notice(first_copy))
@@ -137,9 +138,9 @@ class _SingleTokens:
 
     @classmethod
     def of(cls, tokenizer: Any) -> _SingleTokens | None:
-        """For a byte-level BPE, or one that falls back to bytes, whose normaliser keeps the text's content.
+        """The single tokens of a byte-level BPE, or one that falls back to bytes, whose normaliser keeps the content.
 
-        Other tokenizers may turn a text of any length into one unknown token.
+        None for other tokenizers, which may turn a text of any length into one unknown token.
         """
         if not getattr(tokenizer, "is_fast", False) or not type(tokenizer).__module__.startswith("transformers."):
             return None

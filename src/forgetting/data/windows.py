@@ -28,7 +28,7 @@ class Windows:
         predicted: [T] bool, which tokens are targets.
         offsets: [W + 1] int64; window w is input_ids[offsets[w]:offsets[w + 1]].
         documents: [W] int32, the document of each window, an index into document_ids.
-        document_ids: names of the D documents; a sequence that may read them when first needed.
+        document_ids: names of the D documents; the sequence may read them when they are first needed.
         notices: what was cut or left out to make them, for the report; not part of the fingerprint.
         first_copy: for each of the D documents, the first with the same content, usually itself; empty if all differ.
             Copies are not independent documents.
@@ -59,9 +59,8 @@ class Windows:
     def targets(self) -> NDArray[np.int64]:
         """[W] number of targets in each window."""
         counts = np.zeros(len(self), np.int64)
-        for first in range(
-            0, len(self), BLOCK
-        ):  # in blocks: a running sum of all tokens takes eight times the memory of their mask
+        # in blocks: a running sum of all tokens takes eight times the memory of their mask
+        for first in range(0, len(self), BLOCK):
             edges = self.offsets[first : first + BLOCK + 1]
             before = np.concatenate([[0], np.cumsum(self.predicted[edges[0] : edges[-1]], dtype=np.int64)])
             counts[first : first + BLOCK] = np.diff(before[edges - edges[0]])
@@ -164,5 +163,5 @@ def training_order(n_windows: int, n_samples: int, seed: int) -> NDArray[np.int6
     The order depends only on the seed, so all methods and ranks of one seed see the same batches.
     """
     generator = np.random.default_rng([seed, 20240110])
-    left = range(n_samples, 0, -n_windows)  # at the start of each pass
+    left = range(n_samples, 0, -n_windows)  # samples left at the start of each pass
     return np.concatenate([generator.permutation(n_windows)[:most] for most in left])  # a copy: no pass stays in memory

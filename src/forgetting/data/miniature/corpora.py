@@ -148,11 +148,11 @@ def _rows(name: str, seed: int) -> tuple[Row, ...]:
 
 
 def rows(name: str, seed: int = 0) -> list[Row]:
-    """The rows of a corpus, which are created at first use and kept in memory.
+    """The rows of a corpus, created at first use and kept in memory.
 
     Args:
         name: one of `CORPORA`.
-        seed: of the world; the shipped model was trained on the world of seed 0.
+        seed: seed of the world; the shipped model was trained on the world of seed 0.
 
     Returns:
         The rows, in a fixed order.

@@ -1,6 +1,6 @@
 """The fictional world: towns, rivers, people, guilds, bridges and festivals, with facts that refer to one another.
 
-Everything is determined by the seed. Names are made of syllables; none is meant to be of anything real.
+Everything is determined by the seed. Names are made of syllables; none is meant to name anything real.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Namer:
         self._taken: dict[str, None] = {name[:4]: None for name in taken}
 
     def name(self, ends: list[str]) -> str:
-        """A new name: one or two syllables and one of the endings."""
+        """A new name: a syllable and one of the endings."""
         rng = self._rng
         while True:
             text = (syllables(rng) + rng.choice(ends)).capitalize()
@@ -191,7 +191,7 @@ def make_world(seed: int = 0) -> World:
 
 @lru_cache(maxsize=4)
 def later_world(seed: int = 0) -> World:
-    """The world in the age after `make_world(seed)`: it has none of its names, and all years are later.
+    """The world in the age after `make_world(seed)`: new names, except those of the guilds, and later years.
 
     Args:
         seed: any integer.
