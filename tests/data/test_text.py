@@ -64,6 +64,9 @@ def test_jsonl_and_parquet_give_the_same_documents(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_parquet(tmp_path / "r.parquet")
     documents = load_corpus(jsonl)
     assert [(d.id, d.text) for d in documents] == [("x", "a b"), ("x#2", "c")]
+    again = [{"id": name, "text": "a"} for name in ("x", "x", "x#2", "x#2", "x")]
+    jsonl = write(tmp_path, "again.jsonl", "".join(json.dumps(row) + "\n" for row in again))
+    assert [d.id for d in load_corpus(jsonl)] == ["x", "x#2", "x#2#2", "x#2#3", "x#3"]
     assert load_corpus(TextConfig(source=str(tmp_path / "r.parquet"))).documents == documents.documents
     assert documents.notices == ("r.jsonl: 1 of 3 rows is empty and left out",)
     assert len(load_corpus(jsonl.model_copy(update={"max_documents": 1}))) == 1

@@ -67,9 +67,9 @@ class UniqueNames:
         self._seen: dict[str, int] = {}
 
     def name(self, name: str) -> str:
-        """The next document's name: `a`, then `a#2`."""
+        """The next document's name: `a`, then `a#2`, or another one if there is already a document of that name."""
         self._seen[name] = count = self._seen.get(name, 0) + 1
-        return name if count == 1 else f"{name}#{count}"
+        return name if count == 1 else self.name(f"{name}#{count}")
 
 
 def guessed_cut_of_one(pieces: Iterable[str]) -> str:
