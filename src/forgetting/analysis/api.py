@@ -83,7 +83,8 @@ def fit(
 ) -> Fit | GroupedFits:
     """Fit one law to the runs of one data set: global optimum, with intervals from resampling whole runs.
 
-    Of a study, plain runs of the first method are fitted; for `replay` and `kl`, also those with that mitigation alone.
+    From a study, plain runs of the first method are fitted; for the laws `replay` and `kl`, also runs whose only
+    mitigation is that one.
 
     Args:
         table: paths of tables, a study folder or result, DataFrame, Dataset, columns or rows; one row per measurement.
@@ -91,12 +92,13 @@ def fit(
         by: one column or several; the rows of each group are fitted separately, such as each model's curve.
         dataset: name of the data set, if the table has several; with `by`, each data set is a group.
         only: by column, the value that kept rows have, or a list of allowed values; None stands for blank cells.
-        from_step: leave out earlier steps; default: a study's own first step, and every step of another table.
-        columns: the table's column for a variable or output, if its name differs.
-        run: the column, or columns, that name the runs; those that agree in it, as in `seed`, are resampled together.
+        from_step: leave out earlier steps; default: a study's own `measure_start`; all steps of another table are kept.
+        columns: by variable or output of the law, the table's column, if its name differs.
+        run: the column or columns that name the runs; rows that agree in them, such as those of one `seed`, are
+            resampled together.
         iid: treat every row as independent in the intervals, ignoring runs.
         objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
-        delta: Huber's delta.
+        delta: residual at which Huber's loss becomes linear, in the residual's unit.
         weights: `none`, or `se` to weight by the `..._se` columns.
         intervals: method for the parameters' intervals: `bootstrap`, or `profile` for profile likelihood.
         bootstrap: number of resamples of whole runs; 0 for no intervals.
@@ -109,7 +111,7 @@ def fit(
         The fit; with `by`, one fit per group, and the reason for each group that could not be fitted.
 
     Raises:
-        UsageError: an unknown law, a mistake in the table, or no data set given although there are several.
+        UsageError: an unknown law, a mistake in the table or arguments, or several data sets without `dataset` or `by`.
     """
     given = tables_to_fit(table, only=only or {}, from_step=from_step, dataset=dataset)
     label, rows = next(iter(given.plain.items())) if by is not None else _one(given.plain)
@@ -126,7 +128,7 @@ def _one(tables: dict[str, Any]) -> tuple[str, Any]:
     """The name of the only data set, and its table.
 
     Raises:
-        UsageError: there are several.
+        UsageError: there are several data sets.
     """
     if len(tables) > 1:
         raise UsageError(f"table: it has several data sets; give dataset=, one of {', '.join(tables)}")
@@ -158,17 +160,17 @@ def predict(
         params: trainable parameters, instead of ranks.
         replay, kl: shares of replay from 0 to below 1, or weights of KL, if the study varied them.
         params_per_rank: trainable parameters of rank 1, if the law does not know them.
-        model: count them from this model's configuration: a folder or Hub id.
+        model: a folder or Hub id of the model whose configuration gives the trainable parameters of rank 1.
         target_modules: LoRA target modules for `model`; default all-linear.
-        at: values of any variable of the law.
+        at: by variable of the law, its value or values.
         which: the law to use if there are several: `shifted_power`, `linear`, ...
         dataset: only this data set.
 
     Returns:
-        One prediction for each combination of the values, in nats/token.
+        One prediction for each data set and combination of the values, in nats/token.
 
     Raises:
-        UsageError: no such law, or a variable is missing, unknown or outside its domain.
+        UsageError: no such law or data set, or a variable is missing, unknown, given twice or outside its domain.
 
     Examples:
         >>> import forgetting
@@ -214,7 +216,7 @@ def plan(
     max_steps: float | None = None,
     dataset: str | None = None,
 ) -> Plans:
-    """The ranks and steps that use up a budget of forgetting, or that reach a fine-tuning loss, by data set.
+    """Find the ranks and steps that use up a budget of forgetting, or that reach a fine-tuning loss, by data set.
 
     Args:
         law: a fit, a study's result or folder, a file of fits, or a published law's name.
@@ -223,17 +225,19 @@ def plan(
         floor: forgetting loss of the base model itself, in nats/token; default the study's.
         ranks: LoRA ranks to compare; default powers of two across the measured range.
         params: trainable parameters, instead of ranks.
-        replay, kl: shares of replay or weights of KL to compare, if the study varied them; default all, 0 for none.
+        replay, kl: shares of replay or weights of KL to compare, if the study varied them; default any value up to the
+            largest measured one; 0 leaves the mitigation out.
         params_per_rank: trainable parameters of rank 1, if the law does not know them.
-        model: count them from this model's configuration: a folder or Hub id.
+        model: a folder or Hub id of the model whose configuration gives the trainable parameters of rank 1.
         target_modules: LoRA target modules for `model`; default all-linear.
         batch, context: sequences per step and tokens per sequence, for tokens and FLOPs; default as in the study.
         next_run: also find the runs that would narrow the answer most.
-        max_steps: most steps of such a next run, or of a run with a mitigation; default the most measured steps.
+        max_steps: number of steps of a next run, and limit of the steps of a run with a mitigation; default the most
+            measured steps.
         dataset: only this data set.
 
     Raises:
-        UsageError: neither or both of budget and target_loss, or no law over P and N.
+        UsageError: neither or both of budget and target_loss, no law over P and N, or an invalid number.
 
     Examples:
         >>> import forgetting
@@ -257,7 +261,7 @@ def plan(
 
 
 def _along(**given: float | Sequence[float] | None) -> Along:
-    """By mitigation, the values given of its option; `one_at_most`."""
+    """The given values of each mitigation's option, checked by `one_at_most`."""
     return one_at_most({name: _numbers(values, name) for name, values in given.items() if values is not None})
 
 
@@ -277,17 +281,21 @@ def compare(
     direction: str | None = None,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Does a method or mitigation save forgetting at equal fine-tuning loss, or no more than early stopping would?
+    """Compare methods and mitigations: does one forget less than the reference at equal fine-tuning loss?
+
+    A method that only forgets less because it learned less saves nothing: stopping the reference early would do the
+    same.
 
     Args:
         source: a study's folder or result, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of
             columns, or a list of rows.
-        reference: what the other runs are compared with: a label, whose runs without mitigations are used;
-            `COLUMN=VALUE`; a list of these, all of which a run must have (any of those with the same column); or a
-            dictionary of values by column. Default: a study's first method.
+        reference: the runs that the others are compared with: a label, whose runs without mitigations are used;
+            `COLUMN=VALUE`; a list of these, of which a run must match every column (any of the values given for one);
+            or a dictionary of values by column. Default: a study's first method.
         dataset: only this data set.
         only: by column, the value that kept rows have, or a list of allowed values; None stands for blank cells.
-        by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
+        by: the column to hold equal; default `test_accuracy` if the table has it (PEFT's results), else
+            `finetune_loss`.
         direction: whether `lower` or `higher` is better; needed for columns other than these two.
         confidence: nominal coverage of each interval.
 
@@ -311,11 +319,11 @@ def compare(
 
 
 def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mapping[str, float | None]) -> None:
-    """Refuse numbers that cannot be used in a plan, and ranks together with parameters."""
+    """Refuse numbers that are not positive (a floor may be 0), and ranks together with parameters."""
     for name, value in given.items():
-        least = 0.0 if name == "floor" else np.nextafter(0.0, 1.0)
-        if value is not None and not (np.isfinite(value) and value >= least):
-            raise UsageError(f"{name}: got {value}; give a positive number")
+        floor = name == "floor"
+        if value is not None and not (np.isfinite(value) and (value >= 0 if floor else value > 0)):
+            raise UsageError(f"{name}: got {value}; give a {'number from 0 up' if floor else 'positive number'}")
     if target_loss is not None and not target_loss > 0:
         raise UsageError(f"target_loss: got {target_loss}; give a positive number of nats/token")
     if ranks is not None and params is not None:
@@ -323,7 +331,7 @@ def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mappi
 
 
 def _own(tables: Mapping[str, Table], reference: Any) -> tuple[Any, float]:
-    """The reference and first step; by default those in a study's table, which has columns for them."""
+    """The reference and the first step that counts; by default those in the columns of a study's table."""
     said = {str(cell) for table in tables.values() for cell in table.get("reference", [])}
     starts = [float(cell) for table in tables.values() for cell in table.get("measure_start", [])]
     return reference or (said.pop() if len(said) == 1 else None), max(starts, default=0.0)
@@ -333,7 +341,7 @@ def _numbers(values: Any, name: str) -> list[float]:
     """One number or several as a list.
 
     Raises:
-        UsageError: no value, or one that is not a number.
+        UsageError: there is no value, or one is not a number.
     """
     several = [values] if isinstance(values, int | float) else list(values)
     try:
@@ -348,7 +356,11 @@ def _numbers(values: Any, name: str) -> list[float]:
 def _grid(
     ranks: Any, params: Any, model: str | None, targets: str | Sequence[str] | None, per_rank: float | None
 ) -> tuple[dict[str, Any], float | None]:
-    """Arguments for the grid of ranks or parameters, and the model's number of parameters if it was counted."""
+    """Arguments for the grid of ranks or parameters, and the model's number of parameters if it was counted.
+
+    Raises:
+        UsageError: `targets` without a model, both `per_rank` and a model, or a model that cannot be counted.
+    """
     counted = None
     if model is None and targets:
         raise UsageError("target_modules: needs a model to count parameters in (model=, --model)")
@@ -370,7 +382,7 @@ def _grid(
 def _costs(
     source: LawSource, batch: float | None, context: float | None, model_params: float | None
 ) -> Callable[[str, Fit, Axis | None], Cost | None]:
-    """The cost of one step by data set, law and option: from the study's runs, else from the arguments or the law."""
+    """A function that gives the cost of one step: from the study's runs, else from the arguments or the law."""
     measured = cache(partial(costs_of, source)) if batch is None and context is None else None
 
     def cost_of(label: str, law: Fit, axis: Axis | None) -> Cost | None:
@@ -385,7 +397,7 @@ def _costs(
 
 
 def _next(source: LawSource, law: Fit, made: Plan, max_steps: float | None) -> list[NextRun]:
-    """The next runs that would narrow the plan most; for a study folder, with the commands that add them."""
+    """Candidates for the next run, best first; for a study folder, with the commands that add them."""
     candidates = [(c.rank, c.trainable_params) for c in made.frontier]
     found = next_runs(law, made, candidates, max_steps=max_steps or law.measured_range["step"][1])
     if isinstance(source, str | os.PathLike) and (Path(source) / "study.yaml").is_file():

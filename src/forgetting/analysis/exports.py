@@ -20,8 +20,9 @@ PEFT_FIXED = datetime.datetime(2026, 7, 14, 13, 22, 56, tzinfo=datetime.UTC)
 """When PEFT's pull request 3419 fixed how its method comparison measures forgetting."""
 INVALID = "forgetting measured before PEFT's fix of 2026-07-14"
 KINDS_OF_MISS = ("bat", "mini")
+"""Variants of MiSS, as its `init_weights` names them."""
 OWN_OPTIMIZERS = ("lora-fa", "lora+", "riemannian")
-"""Optimisers in PEFT's comparison that count as methods of their own; the others are torch's."""
+"""Optimisers in PEFT's comparison that count as methods; the others are torch's."""
 NOT_MEASURED = "forgetting not measured"
 _CHART = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<band>__MIN|__MAX)?$")
 
@@ -89,7 +90,7 @@ def _peft_row(path: Path, content: Any) -> dict[str, Any]:
 
 
 def _after_the_fix(run: Mapping[str, Any]) -> bool:
-    """Whether a result says that it was made after the fix; one without a date does not."""
+    """Whether a result's date is after the fix; False without a valid date."""
     try:
         made = datetime.datetime.fromisoformat(str(run.get("created_at")))
     except ValueError:
@@ -98,7 +99,7 @@ def _after_the_fix(run: Mapping[str, Any]) -> bool:
 
 
 def _peft_label(config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    """The method that a result is about: `lora`, `dora`, `rslora+lora-fa`, `miss-bat`, `full`, ..."""
+    """The method of a result: `lora`, `dora`, `rslora+lora-fa`, `miss-bat`, `full`, ..."""
     kind = str(config.get("peft_type") or "full").lower()
     start = config.get("init_lora_weights" if kind == "lora" else "init_weights")
     variant = start.lower().split("_niter")[0] if isinstance(start, str) and start.lower() != "gaussian" else ""
@@ -120,7 +121,7 @@ def _peft_label(config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
 
 
 _ELSEWHERE = ("megatron_config", "loftq_config", "runtime_config")
-"""Parts of a LoRA configuration that are not methods of their own, or that its initialisation already names."""
+"""Parts of a LoRA configuration that are not methods, or that its initialisation already names."""
 
 
 def _joined(modules: Any) -> Any:
@@ -129,9 +130,13 @@ def _joined(modules: Any) -> Any:
 
 
 def normalise(table: Table) -> Table:
-    """A table in which MLflow's and W&B's names of runs, states, metrics and parameters also exist under our names.
+    """Add our names for MLflow's and W&B's columns of runs, states, metrics and parameters.
 
-    Every column also keeps the file's own name, for use in a formula or `--map`.
+    The columns also keep their own names, for use in a formula or `--map`. Values of `status` become lower case, and
+    `done` for a finished run.
+
+    Raises:
+        UsageError: two columns have the same name without `metrics.` or `params.`.
     """
     out: Table = {}
     for name, cells in table.items():
@@ -156,14 +161,15 @@ def is_chart(table: Table) -> bool:
 
 
 def join_charts(charts: Sequence[Table], runs: Sequence[Table]) -> Table:
-    """W&B charts as one long table, one row per run and step, with the columns of the runs table repeated.
+    """Join W&B charts into one table, one row per run and step, with the columns of the runs table repeated.
 
     Args:
         charts: exports of charts, with columns `RUN - METRIC`; their `__MIN` and `__MAX` columns are left out.
         runs: exports of the runs table, joined by the run's name.
 
     Raises:
-        UsageError: a chart is not over steps, two runs have the same name, or a run is not in the runs table.
+        UsageError: a chart is not over steps, another table is not the runs table, two runs have the same name, or a
+            run is not in the runs table.
     """
     about = _by_name(runs)
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -189,7 +195,7 @@ def join_charts(charts: Sequence[Table], runs: Sequence[Table]) -> Table:
 
 
 def _by_name(runs: Sequence[Table]) -> dict[str, dict[str, Any]]:
-    """The rows of the runs tables by the run's name, which is all that a chart says about a run."""
+    """The rows of the runs tables by the run's name, by which alone a chart identifies runs."""
     about: dict[str, dict[str, Any]] = {}
     for table in runs:
         if "run_id" not in table:

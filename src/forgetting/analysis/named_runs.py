@@ -35,13 +35,13 @@ IDENTIFYING = (
 
 @dataclass(frozen=True)
 class ToldRuns:
-    """Runs by the columns that identify them.
+    """Runs identified by the columns that describe them.
 
     Attributes:
-        columns: those columns that the table has.
-        names: names of the runs, such as `label=lora, rank=16, seed=0`.
-        code: [n] which run each row belongs to.
-        clash: two rows, counted from 0, of one such run whose steps do not increase; None if all do.
+        columns: the identifying columns that the table has.
+        names: [R] names of the runs, such as `label=lora, rank=16, seed=0`.
+        code: [n] index in `names` of each row's run.
+        clash: two consecutive rows of one run, counted from 0, whose steps do not increase; None if all steps do.
     """
 
     columns: tuple[str, ...]
@@ -51,11 +51,11 @@ class ToldRuns:
 
 
 def told_runs(table: Any, present: Sequence[str], rows: Array, steps: Array) -> ToldRuns:
-    """Runs by all identifying columns of a table.
+    """Group the rows of a table into runs, by all its identifying columns.
 
     Args:
         table: columns by name.
-        present: their names.
+        present: names of its columns.
         rows: [n] row numbers to consider.
         steps: [n] their steps; NaN counts as not increasing.
     """
@@ -70,13 +70,13 @@ def told_runs(table: Any, present: Sequence[str], rows: Array, steps: Array) -> 
 
 
 def combined(table: Any, columns: Sequence[str], rows: Array) -> tuple[Array, tuple[str, ...]]:
-    """[n] which rows agree in all of some columns, and the name of each such set of rows.
+    """Group rows that agree in all the given columns: [n] group of each row, and [R] names of the groups.
 
     Names are like `rank=16, seed=0`, without columns that are equal in all rows.
 
     Args:
         table: columns by name.
-        columns: the names of some.
+        columns: names of the columns to combine.
         rows: [n] row numbers to consider.
     """
     code = np.zeros(rows.size, dtype=np.int64)

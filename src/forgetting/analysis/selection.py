@@ -1,4 +1,4 @@
-"""Selects rows of a table by values of columns, as given with `--only` and `only=`; blank cells; data sets."""
+"""Selects rows of a table by values of columns (`--only`, `only=`), recognises blank cells, and splits data sets."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from forgetting.errors import UsageError, did_you_mean
 BLANK = ("", "nan", "none", "<na>", "nat")
 """Missing cells as text, in lower case."""
 MISSING = (*BLANK, "na", "n/a", "#n/a", "null")
-"""The same, plus how files write them."""
+"""The same, and other ways in which files write a missing number."""
 GAP = "a value is missing"
-"""Why a row is left out that lacks a required number."""
+"""Why a row without a required number is left out."""
 MOST_CHOICES = 20
 """How many values of a column a message lists."""
 _PADDED = re.compile(r"[+-]?0\d")
 """A text such as `01`, which is a name, not a number."""
 
 Only = Mapping[str, Any]
-"""By column, a value or several; a row must have one of them."""
+"""By column, the value or values of which a row must have one."""
 
 
 def wanted(only: Only) -> dict[str, tuple[Any, ...]]:
-    """Values by column; a single value becomes a list.
+    """The values of `only` as tuples, by column.
 
     Raises:
-        UsageError: an empty list.
+        UsageError: a column without a value.
     """
     out = {}
     for name, given in only.items():
@@ -77,13 +77,13 @@ def rows_left_out(what: str, count: int, why: str, first: str) -> str:
 
 
 def chosen_rows(column: Any, values: Sequence[Any], name: str) -> Array:
-    """[n] which cells of a column have one of the values.
+    """[n] whether each cell of a column has one of the values.
 
-    Numbers are compared as numbers if every cell is one, true and false ignoring case; other cells as text. None and
-    NaN select blank cells.
+    Cells are compared as numbers if all are numbers or blank, ignoring case if all are true, false or blank, else as
+    text. None and NaN select blank cells.
 
     Raises:
-        UsageError: no row has one of the values.
+        UsageError: a value that no cell has.
     """
     cells, codes = distinct(column)
     read = _reader(cells)
@@ -100,7 +100,7 @@ def chosen_rows(column: Any, values: Sequence[Any], name: str) -> Array:
 
 
 def distinct(column: Any) -> tuple[list[Any], Array]:
-    """Distinct cells of a column, and [n] which of them each cell is; all cells if it is not a pandas column."""
+    """Distinct cells of a pandas column (all cells of any other), and [n] index of each cell among them."""
     if hasattr(column, "factorize"):  # a study's table may have a million rows
         try:
             codes, found = column.factorize(use_na_sentinel=False)
@@ -113,7 +113,7 @@ def distinct(column: Any) -> tuple[list[Any], Array]:
 
 
 def coded(column: Any) -> tuple[list[str], Array]:
-    """A column's distinct texts, sorted, and [n] which of them each cell is."""
+    """A column's distinct texts, sorted, and [n] index of each cell's text among them."""
     cells, codes = distinct(column)
     texts = [str(cell) for cell in cells]
     names = sorted(set(texts))
@@ -122,7 +122,7 @@ def coded(column: Any) -> tuple[list[str], Array]:
 
 
 def _reader(cells: Sequence[Any]) -> Any:
-    """A function that makes cells of a column, and values to find in it, comparable."""
+    """A function that converts cells of a column, and values to find in it, so that they can be compared."""
     full = [cell for cell in cells if not is_blank(cell)]
     if full and all(_as_number(cell) is not None for cell in full):
         return _number_or_text

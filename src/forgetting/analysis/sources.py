@@ -40,16 +40,16 @@ Source = (
     | Sequence[Mapping[str, Any]]
     | HasFolder
 )
-"""Paths of tables or of a study folder, a study's result, a DataFrame, a datasets.Dataset, a dictionary of columns, or
-a list of rows."""
+"""Paths of tables or study folders, a study's result, a DataFrame, a datasets.Dataset, a dictionary of columns, or a
+list of rows."""
 ALLOWED = (
     "the path of a table or study folder (or a list of them), a study's result, a DataFrame, a datasets.Dataset, a "
     "dictionary of columns, a list of rows"
 )
 STUDY_COLUMNS = {"measure_start", "step"}
-"""Columns that only a study's own table has; from it, `rows_to_fit` selects the rows to fit."""
+"""Columns that only a study's own table has together; from such a table, `rows_to_fit` selects the rows to fit."""
 GIVEN = "table"
-"""The name, in messages, of a table that is not a file."""
+"""Name of a table that is not a file, in messages."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Tables:
 
     Attributes:
         plain: rows of runs without mitigation if the table is a study's, else all rows.
-        along: by law over an option of a mitigation, the same plus runs whose only mitigation that is; without laws
-            for which there is no such run.
+        along: for each law over an option of a mitigation, the same rows and those of runs with only that mitigation;
+            laws without such runs are left out.
     """
 
     plain: dict[str, Any]
@@ -69,7 +69,7 @@ class Tables:
         """The rows for a law; runs with a mitigation only if its option is one of the law's variables.
 
         Raises:
-            UsageError: it has several such variables.
+            UsageError: the law has several such variables, and the study varied one.
         """
         axes = [axis for axis in AXES.values() if axis.column in law.variable_names]
         if len(axes) > 1 and self.along:
@@ -89,7 +89,7 @@ def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None,
 
     Args:
         source: one table, or paths of several.
-        only: keep rows whose column has one of these values.
+        only: by column, the values of which a kept row has one.
         from_step: leave out earlier steps; None means from a study's own `measure_start`, or all steps of another
             table.
         dataset: keep only this data set.
@@ -130,7 +130,7 @@ def _counted(table: pd.DataFrame) -> int:
 
 
 def _without_unasked_alone(table: pd.DataFrame) -> pd.DataFrame:
-    """A study's rows without data sets of which every run is outside the configuration."""
+    """A study's rows without data sets whose runs are all outside the configuration."""
     if not {"dataset", "status"} <= set(table):
         return table
     asked = table["status"] != UNASKED
@@ -140,7 +140,7 @@ def _without_unasked_alone(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read(paths: Sequence[Path]) -> Any:
-    """Files as columns; a single study folder, which may have a million rows, as a DataFrame."""
+    """Read files as columns, but a single study folder, which may have a million rows, as a DataFrame."""
     if len(paths) == 1 and (paths[0] / "study.yaml").exists():
         from forgetting.analysis.study_table import load_study
 
@@ -176,7 +176,7 @@ def given_table(source: Source) -> Any:
     """A table that is not a file, with our column names: a DataFrame, or columns by name.
 
     Raises:
-        UsageError: not a table, a column that occurs twice, or no rows.
+        UsageError: not a table, a column occurs twice, or there are no rows.
     """
     if is_frame(source):
         import pandas as pd

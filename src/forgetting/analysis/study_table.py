@@ -1,4 +1,4 @@
-"""A study's measurements as a table, in which damaged and no longer configured runs are marked."""
+"""A study's measurements as a table that marks damaged runs and runs no longer in the configuration."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LeftOut:
 
 @checked
 def table(study: str | os.PathLike[str]) -> pd.DataFrame:
-    """A study's measurements, one row each: values, standard errors, steps, times and memory.
+    """Return a study's measurements, one row each: values, standard errors, steps, times and memory.
 
     The columns are those of `forgetting.store.columns.COLUMNS`. Rows of failed runs are included, marked by `status`,
     and so are those of runs that the configuration does not contain (`unasked`). A run whose files were changed or
@@ -59,26 +59,26 @@ def table(study: str | os.PathLike[str]) -> pd.DataFrame:
         study: the study folder.
 
     Raises:
-        UsageError: not a study folder.
+        UsageError: not a study folder, a link in it, or an invalid configuration.
     """
     return load_study(Path(study))
 
 
 def load_study(path: Path) -> pd.DataFrame:
-    """The table of `read_study`."""
+    """Return the table of `read_study`."""
     return read_study(path).table
 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """What a study has measured.
+    """The measurements of a study.
 
     Attributes:
         config: the study's configuration.
         table: all rows, with the columns in COLUMNS.
         left: the runs that are left out of fits, comparisons and reports.
         asked: number of runs in the configuration.
-        records: by name of its folder, the record of each run that was read from its plain files.
+        records: records of the runs that were read from plain files, by name of the run's folder.
     """
 
     config: StudyConfig
@@ -99,7 +99,7 @@ def counted_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_study(path: Path) -> StudyTable:
-    """The table of `load_table`, with runs that are not in the configuration marked as `unasked`.
+    """Read the table of `load_table`, and mark runs that are not in the configuration as `unasked`.
 
     Raises:
         UsageError: not a study folder, a link in it, or an invalid configuration.
@@ -133,7 +133,7 @@ def read_study(path: Path) -> StudyTable:
 
 
 def _of_grid(run: RunConfig) -> dict[str, str | int | float | None]:
-    """The columns of a run as configured, for a run whose record is damaged."""
+    """Columns from the configuration, for a run whose record is damaged."""
     return {
         "dataset": run.dataset_name,
         "method": run.method.name,

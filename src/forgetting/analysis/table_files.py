@@ -25,28 +25,27 @@ from forgetting.errors import UsageError
 Table = dict[str, list[Any]]
 DELIMITERS = (",", ";", "\t")
 HEAD = 100_000
-"""How many characters of the first line are used to find the delimiter; fewer than csv allows in one cell."""
+"""Number of characters of the first line that are used to find the delimiter; fewer than csv allows in one cell."""
 _COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 """A number with a decimal comma."""
 _GROUPED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
-"""A number whose thousands may be set apart by points."""
+"""A number with points that may separate thousands."""
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
-"""A cell that is a number, so not a column name."""
+"""A cell that is a number, and so not a column name."""
 _SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
 """A line that Excel writes above the column names."""
 _WHOLE = re.compile(r"[+-]?\d{1,3}(\.000)+")
-"""One or one thousand: `1.000`."""
+"""A number such as `1.000`, which may mean one or one thousand."""
 
 
 def read_csv(path: Path) -> Table:
-    """A CSV file with commas, semicolons, tabs, bars or spaces between cells; cells stay text.
+    """Read a CSV file with commas, semicolons, tabs, bars or spaces between cells; cells stay text.
 
     If the separator is not a comma, numbers may have a decimal comma. Comments (`#`) above the column names are
     skipped, and so are Excel's line `sep=;` and blank rows at the end.
 
     Raises:
-        UsageError: not CSV, a repeated column, a line of another length, or ambiguous numbers; names the line or
-            column.
+        UsageError: not CSV, no column or row, a repeated column, a line of another length, or ambiguous numbers.
     """
     text = files.read_text(path)
     lines, delimiter, skipped = _body(text, "\t" if _is_tsv(path) else "")
@@ -68,7 +67,7 @@ def _is_tsv(path: Path) -> bool:
 
 
 def _body(text: str, known: str) -> tuple[str, str, int]:
-    """The text from the column names on, the separator, and the number of lines above."""
+    """The text from the column names on, the separator, and the number of lines above them."""
     lines = io.StringIO(text, newline="").readlines()
     at, delimiter, comment = 0, known, ""
     for at, line in enumerate(lines):  # noqa: B007
@@ -98,7 +97,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _delimiter(head: str) -> str:
-    """The separator of the first line: the one that gives most cells; bars and spaces only if no other gives any."""
+    """The separator that splits the first line into most cells; bars and spaces only if no other splits it."""
     first, *rest = [line for line in re.split(r"[\r\n]+", head) if line.strip()] or [""]
     found = max(DELIMITERS, key=lambda mark: len(_cells(first, mark)))
     if len(_cells(first, found)) > 1:
@@ -141,7 +140,7 @@ def _columns(reader: Any, path: Path, skipped: int) -> Table:
 
 
 def _with_points(cells: list[str]) -> list[str]:
-    """Numbers with a decimal comma, and points between thousands, in Python's notation."""
+    """Rewrite numbers with a decimal comma, and points between thousands, with a decimal point."""
 
     def changed(cell: str) -> str:
         if _COMMA.fullmatch(cell):
@@ -152,13 +151,13 @@ def _with_points(cells: list[str]) -> list[str]:
 
 
 def _refuse_thousands(path: Path, name: str, cells: Sequence[str], written: Sequence[str]) -> None:
-    """Refuse a column whose numbers all look like `1.000`, one or one thousand, or `1.000.000`.
+    """Refuse a column of numbers that may have thousands separators: all like `1.000`, or some like `1.000.000`.
 
     Args:
         path: the file.
         name: the column.
-        cells: with decimal points.
-        written: as written in the file.
+        cells: its cells, with decimal points.
+        written: its cells as written in the file.
     """
     numbers = [cell for cell in cells if cell and cell != "0"]
     if not numbers or not all(_GROUPED.fullmatch(cell) for cell in numbers):
@@ -172,7 +171,11 @@ def _refuse_thousands(path: Path, name: str, cells: Sequence[str], written: Sequ
 
 
 def read_json_lines(path: Path) -> Table:
-    """A JSON Lines file, one object per measurement."""
+    """Read a JSON Lines file, one object per measurement.
+
+    Raises:
+        UsageError: a line is not a JSON object, or there are no rows.
+    """
     out = [row for _, row in files.json_rows(path)]
     if not out:
         raise UsageError(f"{path}: it has no rows")
@@ -180,12 +183,12 @@ def read_json_lines(path: Path) -> Table:
 
 
 def load_json(path: Path) -> Any:
-    """The value of a JSON file."""
+    """Parse a JSON file."""
     return files.parse_json(files.read_text(path), str(path))
 
 
 def from_objects(path: Path, objects: Sequence[Mapping[str, Any]]) -> Table:
-    """`from_records` for rows from outside, each of which may have different columns."""
+    """`from_records` for rows of a file, which may have different columns; refuses too large a table."""
     names: set[str] = set()
     for row in objects:
         names.update(row)
@@ -195,7 +198,7 @@ def from_objects(path: Path, objects: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def read_parquet(path: Path) -> Table:
-    """A Parquet file.
+    """Read a Parquet file.
 
     Raises:
         UsageError: damaged, or too large.
@@ -219,10 +222,11 @@ def read_parquet(path: Path) -> Table:
 
 
 def read_excel(path: Path) -> Table:
-    """The first sheet of an Excel workbook, read with pandas and openpyxl.
+    """Read the first sheet of an Excel workbook, with pandas and openpyxl.
 
     Raises:
-        UsageError: openpyxl is not installed, the file is damaged or too large, or a column occurs twice.
+        UsageError: openpyxl is not installed, the file is damaged or too large, a column occurs twice, or there is no
+            row.
     """
     if importlib.util.find_spec("openpyxl") is None:
         raise UsageError(f"{path}: an Excel file needs openpyxl (pip install openpyxl); or save it as CSV")

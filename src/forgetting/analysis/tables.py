@@ -1,7 +1,7 @@
-"""Tables of runs: files, study folders, PEFT results, W&B and MLflow exports; combined, and split by data set.
+"""Reads tables of runs (files, study folders, PEFT results, W&B and MLflow exports), joins and splits them.
 
 A table is a mapping from column names to lists of equal length, one entry per measurement. Cells stay as they were
-read; the fit converts them to numbers and names the row and column of any that is not one.
+read; the fit converts them to numbers, and names the row and column of a cell that is not a number.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def read_tables(paths: Sequence[str | Path]) -> Table:
 
     Args:
         paths: study folders, tables (.csv, .tsv, .jsonl, .json, .parquet, .xlsx), or PEFT result files or folders of
-            them. Several W&B chart exports, with or without the export of the runs table, are joined by run and step;
-            everything else is concatenated.
+            them. Exports of W&B charts, with or without the export of the runs table, are joined by run and step;
+            other tables are concatenated.
 
     Raises:
-        UsageError: a file is missing, of another kind, or damaged; names the file and the line.
+        UsageError: a file is missing, of another kind, or damaged.
     """
     if not paths:
         raise UsageError("no table given")
@@ -84,7 +84,7 @@ def read_table(path: str | Path) -> Table:
 
 
 def stack(tables: Sequence[Table]) -> Table:
-    """Concatenated tables; None if one lacks a column."""
+    """Concatenate tables; cells of a column that a table lacks are None."""
     names = dict.fromkeys(name for table in tables for name in table)
     out: Table = {name: [] for name in names}
     for table in tables:
@@ -95,12 +95,12 @@ def stack(tables: Sequence[Table]) -> Table:
 
 
 def split(table: Table, label: str, only: Only, dataset: str | None = None) -> dict[str, Table]:
-    """The table of each data set, or one under `label` if there is no such column.
+    """Split a table by data set; without a column `dataset`, there is one part with the name `label`.
 
     Args:
         table: the table to split.
         label: the name for a table without a column `dataset`.
-        only: keep rows whose column has one of these values; see `selection.chosen_rows`.
+        only: by column, the values of which a kept row has one; see `selection.chosen_rows`.
         dataset: keep this data set.
 
     Raises:
@@ -121,7 +121,7 @@ def split_frame(
 
     Args:
         frame: as from `store.load_table`.
-        only: keep rows whose column has one of these values; see `selection.chosen_rows`.
+        only: by column, the values of which a kept row has one; see `selection.chosen_rows`.
         dataset: keep this data set.
         label: the name for a table without a column `dataset`.
 
@@ -137,7 +137,7 @@ def split_frame(
 
 
 def _kept(table: Any, present: Sequence[str], label: str, only: Only, dataset: str | None) -> Array:
-    """Numbers of the rows that have one of the values of each column."""
+    """Indices of the rows that have, in each filtered column, one of its values."""
     filters = [*wanted(only).items(), *([] if dataset is None else [("dataset", (dataset,))])]
     keep: Any = None
     for name, values in filters:
@@ -184,7 +184,7 @@ def _is_number(cell: Any) -> bool:
 
 
 def rows(table: Table) -> int:
-    """How many rows a table has."""
+    """Number of rows of a table."""
     return len(next(iter(table.values()), []))
 
 
