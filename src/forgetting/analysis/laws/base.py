@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 """Floats, or complex numbers for derivatives by the complex step."""
 SMALLEST, LARGEST = 1e-60, 1e60
-"""Sizes of numbers that are not 0. Products of four of them, such as squared residuals with weights, are floats."""
+"""Allowed sizes of numbers other than 0. Products of four, such as squared weighted residuals, stay within floats."""
 SIZES = f"0 or a size of {SMALLEST:g} to {LARGEST:g} is needed; choose another unit"
-"""The allowed sizes in words, after `where`."""
+"""The allowed sizes in words, to follow `where` in a message."""
 
 
 ROUNDING = 16 * float(np.finfo(float).eps)
@@ -37,7 +37,7 @@ def is_constant(values: Array) -> bool:
 
 
 def incomputable(values: Array) -> Array:
-    """Which values are not finite, or too large or too small to compute with (SMALLEST, LARGEST)."""
+    """Whether each value is not finite, or is too large or too small to compute with (SMALLEST, LARGEST)."""
     size = np.abs(values)
     return np.asarray(~((size == 0) | ((size >= SMALLEST) & (size <= LARGEST))))
 
@@ -49,9 +49,10 @@ class Parameter:
     Attributes:
         name: its reported name.
         low, high: bounds for the fit; infinite if there are none.
-        start: region that starting points are drawn from, uniformly (in the logarithm with `log`).
-        log: positive and spread over orders of magnitude; the fit works on its logarithm.
-        linear: the law is linear in all parameters so marked together, with the others fixed (variable projection).
+        start: region from which starting points are drawn uniformly (in the logarithm with `log`).
+        log: whether it is positive and spread over orders of magnitude; the fit then works on its logarithm.
+        linear: whether it is one of the parameters in which the law is jointly linear, with the others fixed (variable
+            projection).
         gauge: not None if data cannot distinguish this parameter from others; the fit fixes it at this value and says
             so.
         meaning: a short description for reports.
@@ -69,7 +70,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a law: its default table column, and the values it may take."""
+    """One variable of a law: its default table column, and the values it may take.
+
+    Attributes:
+        name: its name, and that of its column by default.
+        positive: whether it must be positive.
+        meaning: a short description for reports.
+        zero: whether 0 is allowed as well, if it must be positive.
+    """
 
     name: str
     positive: bool = True
@@ -77,7 +85,7 @@ class Variable:
     zero: bool = False
 
     def allows(self, values: Array) -> Array:
-        """Which values are finite and, if the variable must be positive, positive (or zero with `zero`)."""
+        """Whether each value is finite and, if the variable must be positive, positive (or zero with `zero`)."""
         fine = np.isfinite(values)
         if self.positive:
             fine &= (values >= 0) if self.zero else (values > 0)
@@ -85,12 +93,12 @@ class Variable:
 
     @property
     def allowed(self) -> str:
-        """The same in words."""
+        """The allowed values in words."""
         return ("a number from 0 up" if self.zero else "a positive number") if self.positive else "a finite number"
 
 
 class Law(ABC):
-    """What the fit, the predictions and the plans know about a law."""
+    """The contract of a law, which fits, predictions and plans use."""
 
     name: str
     title: str
@@ -154,7 +162,7 @@ class Law(ABC):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What rebuilds this law from JSON; empty for a law in `LAWS`."""
+        """Data for JSON from which `law_from_spec` rebuilds this law; empty for a law in `LAWS`."""
         return {}
 
     def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
@@ -166,14 +174,14 @@ class Law(ABC):
         """Sentences about these data that a reader of the fit should know; by default, about constant columns."""
         return constant_outputs(self.outputs, y) + [
             f"{name} is {x[name][0]:g} in every row: these rows do not say what {' and '.join(self.outputs)} would be "
-            "at another"
+            "at another value"
             for name in self.variable_names
             if is_constant(x[name])
         ]
 
     @property
     def called(self) -> str:
-        """How readers distinguish the law from others: by its name, or by the formula that a user wrote."""
+        """What messages call the law: its name, or the formula that a user wrote."""
         return self.name
 
     @property
@@ -203,12 +211,12 @@ def constant_outputs(outputs: Sequence[str], y: Array) -> list[str]:
 
 
 class Adapted:
-    """A law in the coordinates of one table: what is optimised (`law`) and the way back (`public`)."""
+    """A law in the coordinates of one table: the law to optimise (`law`), and the parameters to report (`public`)."""
 
     of_outputs = False
     """Whether `public` depends on the outputs and weights."""
     notes: tuple[str, ...] = ()
-    """Sentences about the gauge: which parameters are fixed, at what, and what does not depend on it."""
+    """Sentences about the gauge: which parameters are fixed, at which values, and what follows."""
 
     def __init__(self, law: Law) -> None:
         self.law = law

@@ -16,11 +16,11 @@ def choose_law(
     start: Mapping[str, float | tuple[float, float]] | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> Law:
-    """The law.
+    """Return the law that an argument names or is.
 
     Args:
         law: a name in `LAWS`, a formula such as `loss = E + A/N**alpha`, or a law.
-        columns: names that are variables in a formula.
+        columns: the table's columns; names in a formula that are among them are variables.
         start: for a formula: by parameter, a value or a region to draw starting values from.
         bounds: for a formula: by parameter, its lowest and highest value.
 

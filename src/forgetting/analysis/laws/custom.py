@@ -15,7 +15,7 @@ from forgetting.errors import UsageError, did_you_mean
 EXPONENT_START = (0.05, 1.5)
 START = (0.01, 3.0)
 GRID = 48
-"""How many values of each parameter are tried from other points."""
+"""Number of values that `grids` gives for a parameter."""
 SOURCE = "written by the user"
 
 
@@ -23,7 +23,7 @@ def check_start(name: str, start: tuple[float, float], bounds: tuple[float, floa
     """Refuse a starting region that is invalid or entirely outside the bounds.
 
     Raises:
-        UsageError: ends that are not finite or in the wrong order, or no point of it within the bounds.
+        UsageError: ends that are not finite or in the wrong order, or a region outside the bounds.
     """
     first, last = start
     if not (np.isfinite(start).all() and first <= last):
@@ -62,13 +62,14 @@ class FormulaLaw(Law):
 
         Args:
             formula: `loss = E + A/N**alpha`, or only the right side together with `output`.
-            variables: names in it that are columns of the table.
+            variables: the table's columns; those in the formula, without a start or bounds, are its variables.
             output: the column to fit, if the formula does not name it.
             start: by parameter, a value or a region to draw starting values from.
-            bounds: by parameter; none by default.
+            bounds: by parameter, its lowest and highest value; none by default.
 
         Raises:
-            UsageError: the formula cannot be read, has no variable or parameter, or a given name is not in it.
+            UsageError: the formula cannot be read, names no output or has it on both sides, or has no variable or
+                parameter; or a start or bounds are invalid, or for a name that is not a parameter of it.
         """
         parsed = parse(formula, (*variables, *(start or {}), *(bounds or {})))
         self.name = "custom"
@@ -114,7 +115,7 @@ class FormulaLaw(Law):
         return Parameter(name, low, high, region, linear=name in linear)
 
     def _regions(self, x: Mapping[str, Array], y: Array) -> dict[int, Region]:
-        """Where each parameter may start given one table's scales, by index; without given and linear ones."""
+        """By index, regions from a table's scales for the parameters that are not linear and have no given start."""
         found = regions(self.tree, x, y, self.names)
         return {
             k: found[p.name]
@@ -123,7 +124,7 @@ class FormulaLaw(Law):
         }
 
     def starts_for(self, count: int, rng: np.random.Generator, x: Mapping[str, Array], y: Array) -> Array:
-        """The first half from the starting region, the rest at the scale of the data as far as it is known."""
+        """Draw the first half from the starting region, the rest at the scale of the data where it is known."""
         theta = self.starts(count, rng)
         for k, region in self._regions(x, y).items():
             own = np.arange(count) >= count // 2
@@ -131,7 +132,7 @@ class FormulaLaw(Law):
         return theta
 
     def grids(self, x: Mapping[str, Array], y: Array) -> dict[int, Array]:
-        """Values across the region of each parameter that is not linear and was not given a value."""
+        """GRID values or more across the region of each parameter that is not linear and has no given start value."""
         scaled = self._regions(x, y)
         out = {}
         for k, p in enumerate(self.parameters):
@@ -143,7 +144,7 @@ class FormulaLaw(Law):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """Formula, variables, starts and bounds."""
+        """Formula, variables, output, starts and bounds."""
         return {
             "formula": self.formula,
             "variables": list(self.variable_names),
@@ -243,7 +244,7 @@ class FunctionLaw(Law):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """Says that this was a function, which JSON cannot store."""
+        """Formula, variables and output, without the function, which JSON cannot store."""
         return {"function": self.formula, "variables": list(self.variable_names), "output": self.outputs[0]}
 
     def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
@@ -271,7 +272,7 @@ class FunctionLaw(Law):
 
 
 class LostFunctionLaw(FunctionLaw):
-    """The remains of a `FunctionLaw` in a file: name, variables and output, but no function to evaluate."""
+    """A `FunctionLaw` read from a file: formula, variables and output, but neither parameters nor a function."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__(self._lost, (), spec["variables"], spec["output"])

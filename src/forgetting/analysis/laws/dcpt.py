@@ -10,7 +10,7 @@ from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
 
 
 class DCPT(Law):
-    """L = E + A/N^alpha + B * r^eta / D^beta + C / (r + epsilon)^gamma, r the share of the corpus that L is for."""
+    """L = E + A/N^alpha + B * r^eta / D^beta + C / (r + epsilon)^gamma; r is the share of the measured corpus."""
 
     name = "dcpt"
     title = "D-CPT law of a data mixture"

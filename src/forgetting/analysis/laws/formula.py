@@ -76,7 +76,7 @@ def parse(text: str, own: Collection[str] = ()) -> Formula:
 
     Args:
         text: the formula.
-        own: names of constants that are ordinary names here (a column `pi`).
+        own: names that are not constants here, such as that of a column `pi`.
 
     Raises:
         UsageError: the text contains anything but numbers, names, + - * / **, parentheses and known functions.
@@ -130,7 +130,7 @@ def _build(node: ast.expr, text: str, names: dict[str, None], depth: int) -> Nod
 
 
 def _with_constants(node: Node, constants: Mapping[str, float]) -> Node:
-    """A tree whose constants are numbers."""
+    """The tree with each named constant replaced by its number."""
     if node.kind == "name":
         return Node("number", number=constants[node.name]) if node.name in constants else node
     return replace(node, children=tuple(_with_constants(child, constants) for child in node.children))
@@ -166,7 +166,7 @@ Dual = tuple[Array, dict[str, Array]]
 
 
 def evaluate(node: Node, values: Mapping[str, Array], wanted: frozenset[str]) -> Dual:
-    """The value of a tree, and its derivatives with respect to names in `wanted` that it depends on.
+    """The value of a tree, and its derivatives by name, for the names in `wanted` that it depends on.
 
     Args:
         node: the tree.

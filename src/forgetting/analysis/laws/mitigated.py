@@ -4,13 +4,13 @@
     F    = (s_f - [(a_f/P)^alpha_f + (b_f/N)^beta_f]^rho) * held(x * (N/m)^k * (P/1e6)^g)
 
 F is forgetting above the base model's own loss. At x = 0, where held is 1, these are the shifted power laws of
-Kalajdzievski (2024). What is held back grows with N and P, so with enough of a mitigation a run may forget less at its
-end than before. The mitigation raises the fine-tuning loss in proportion to x. The forms were chosen by errors on
-left-out runs (docs/laws.md).
+Kalajdzievski (2024). The share of forgetting that is prevented grows with N, so forgetting may fall again late in a
+run with a strong mitigation. The mitigation changes the fine-tuning loss in proportion to x. The forms were chosen by
+errors on left-out runs (docs/laws.md).
 
 For the share of replay, x = p and held(z) = 1 / (1 + z), the divisor of Bethune et al. (2025), arXiv:2502.06042, but
-its B grows with N and P. For the weight of KL, x = w and held(z) = (1 + u * z) / (1 + z): a share u of the forgetting
-remains at any weight. What w costs grows with steps: c * w + d * w * log(N).
+with a B that depends on N and P. For the weight of KL, x = w and held(z) = (1 + u * z) / (1 + z): a share u of the
+forgetting remains at any weight. The cost of w in fine-tuning loss depends on steps: c * w + d * w * log(N).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MILLION = float(np.log(1e6))
 STRENGTH = (1e-6, 1e6)  # bounds of the factor on x, at the centre of the measured range
 COST = "c at the centre"
 PLAIN = 11
-"""Number of fitted coordinates of the shifted power law; those of the mitigation follow."""
+"""Number of parameters of the shifted power law, fitted or reported; those of the mitigation follow."""
 
 
 def _parameters(mitigation: str, symbol: str, remains: bool) -> tuple[Parameter, ...]:
@@ -76,13 +76,13 @@ def _parameters(mitigation: str, symbol: str, remains: bool) -> tuple[Parameter,
 
 @dataclass(frozen=True)
 class _Held:
-    """How much of the plain run's forgetting is left, for z = `grown` and the share `rest` that always remains."""
+    """The part of a plain run's forgetting that is left, for z = `grown` and the share `rest` that always remains."""
 
     grown: Array
     rest: Array | float
 
     def of(self, plain: Array) -> Array:
-        """The forgetting that is left of a plain run's."""
+        """The forgetting that is left, from that of the plain run."""
         return np.asarray(plain * (1 + self.rest * self.grown) / (1 + self.grown))
 
     def by_grown(self, plain: Array) -> Array:
@@ -95,7 +95,7 @@ class _Held:
 
 
 class Mitigated(Law):
-    """A law in the reported parameters; see the module's docstring."""
+    """The law over an option, in the reported parameters; see the module's docstring."""
 
     outputs = OUTPUTS
     not_negative = ("finetune_loss",)
@@ -105,10 +105,10 @@ class Mitigated(Law):
 
         Args:
             axis: the option.
-            symbol: for its values in formulas.
-            meaning: of the option.
-            source: of the form.
-            remains: whether a share of forgetting remains at any value, and what it costs grows with steps.
+            symbol: symbol of its values in formulas.
+            meaning: description of the option.
+            source: citation of the law's form.
+            remains: whether a share of forgetting remains at any value, and the option's cost depends on steps.
         """
         self.axis, self.remains = axis, remains
         self.name = axis.name
@@ -179,22 +179,24 @@ class Mitigated(Law):
         return AdaptedMitigated(self, centre_of(x))
 
     def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
-        """All parameters if P or N has fewer than 3 different values; those of the mitigation if its option has."""
+        """All parameters if P or N has fewer than 3 different values; else the mitigation's, if its option has."""
         few = too_few(x)
         if set(few) - {self.axis.column}:
             return frozenset(self.names)
         return frozenset(self.names[PLAIN:] if few else ())
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """Warns about variables with too few values."""
+        """Warnings about constant outputs, and variables with fewer than 3 different values."""
         return constant_outputs(self.outputs, y) + [
             f"fewer than 3 different values of {name}: its effect is not identified" for name in too_few(x)
         ]
 
 
 class CentredMitigated(Law):
-    """A law in fitted coordinates: those of the shifted power law, then the mitigation's strength at the centre, k, g,
-    the share that remains (if the law has it), c, and d (if it has it). Here c is the cost at the centre.
+    """The law over an option in fitted coordinates.
+
+    They are those of the shifted power law, then the mitigation's strength at the centre, k, g, and c; with `remains`,
+    the last is replaced by u, the cost at the centre, and d.
     """
 
     outputs = OUTPUTS
@@ -219,11 +221,11 @@ class CentredMitigated(Law):
         return {self.law.name: True, "centre": list(self.centre)}
 
     def starts(self, count: int, rng: np.random.Generator) -> Array:
-        """Draw the coordinates of the shifted power law as it does, and the others from their regions."""
+        """Draw the coordinates of the shifted power law as `Centred` does, and the others from their regions."""
         return np.concatenate([self.plain.starts(count, rng), super().starts(count, rng)[:, PLAIN:]], axis=1)
 
     def _grown(self, theta: Array, x: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-        """x * strength * exp(k n + g q), then n = log N - mean and q = log P - mean."""
+        """z = x * strength * exp(k n + g q), n = log N - mean and q = log P - mean."""
         q, n = np.log(x["trainable_params"]) - self.centre[0], np.log(x["step"]) - self.centre[1]
         strength, k, g = (column[:, None] for column in theta[:, PLAIN : PLAIN + 3].T)
         return strength * x[self.law.axis.column] * np.exp(k * n + g * q), n, q
@@ -266,7 +268,7 @@ class CentredMitigated(Law):
 
 
 class AdaptedMitigated(Adapted):
-    """A law in centred coordinates."""
+    """`Mitigated` in centred coordinates."""
 
     notes = ("a and b absorb the amplitudes, and are meaningful only with this choice",)
 
@@ -276,7 +278,7 @@ class AdaptedMitigated(Adapted):
         super().__init__(self.centred)
 
     def fitted_name(self, name: str) -> str | None:
-        """Exponents, limits, rho, u, d, and c without d; the others depend on several coordinates."""
+        """Exponents, limits, rho, u, d, and c in a law without d; the others depend on several coordinates."""
         names = {name: name for name in ("rho", *self.own.names[PLAIN + 1 :])}
         if self.own.remains:
             del names["c"]
@@ -286,7 +288,7 @@ class AdaptedMitigated(Adapted):
         return names.get(name)
 
     def made_of(self, name: str) -> tuple[str, ...]:
-        """For a and b: the amplitude, the share of P, rho and their exponent; m: the strength, k and g; c: it and d."""
+        """For a and b: amplitude, share of P, rho and exponent; for m: strength, k, g; for c: cost at the centre, d."""
         own = self.fitted_name(name)
         if own is not None:
             return (own,)
@@ -330,13 +332,13 @@ REPLAYED = Mitigated(
     remains=False,
 )
 KL_WEIGHTED = Mitigated(
-    KL, "w", "w, weight of the KL penalty", f"{SOURCE}, Eq. 5 and 6, at w = 0; from no paper else", remains=True
+    KL, "w", "w, weight of the KL penalty", f"{SOURCE}, Eq. 5 and 6, at w = 0; the rest is from no paper", remains=True
 )
 MITIGATED = {law.name: law for law in (REPLAYED, KL_WEIGHTED)}
 
 
 def centred_from_spec(spec: Mapping[str, Any]) -> CentredMitigated | Centred:
-    """The inverse of `spec`, of a law over an option or of the shifted power law.
+    """Rebuild a law in fitted coordinates from its `spec`: a law over an option, or the shifted power law.
 
     Raises:
         KeyError, TypeError, ValueError: malformed data.

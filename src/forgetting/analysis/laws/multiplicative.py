@@ -10,7 +10,7 @@ from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
 
 
 class Multiplicative(Law):
-    """L = A * X^-alpha * D^-beta + E; X is a scale of model, pre-training data or tuned parameters."""
+    """L = A * X^-alpha * D^-beta + E; X is the size of the model, of its pre-training data, or of its tuned part."""
 
     name = "multiplicative"
     title = "Multiplicative joint scaling law"

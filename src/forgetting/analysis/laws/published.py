@@ -1,4 +1,4 @@
-"""Fitted laws from the literature, by name, in the authors' own gauge and without intervals that they did not give."""
+"""Fitted laws from the literature, by name, in the authors' gauge and without intervals."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Published:
         name: `author-year/what`.
         law: its functional form.
         parameters: values by name, as printed.
-        measured_range: what the authors varied, by variable.
+        measured_range: smallest and largest value that the authors measured, by variable.
         r2: their coefficients of determination, by output; empty if they gave none.
         source: citation, with the table or equation.
         note: what a reader should know about the numbers.
-        constants: facts needed to use it, for example parameters per unit of LoRA rank.
+        constants: facts needed to use the law, for example trainable parameters of LoRA rank 1.
     """
 
     name: str

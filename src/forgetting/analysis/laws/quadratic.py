@@ -16,11 +16,11 @@ SPREAD = 3.0
 
 @dataclass(frozen=True)
 class Axis:
-    """A variable's position in the measured range: -1 and 1 at its ends, 0 in the middle.
+    """The scale that gives a variable's position in the measured range: -1 and 1 at its ends, 0 in the middle.
 
     Attributes:
-        middle, half: of the range, in the logarithm with `log`.
-        log: the variable is positive and spans more than a factor of SPREAD.
+        middle, half: middle and half width of the range, of the logarithm with `log`.
+        log: whether the variable is positive and spans more than a factor of SPREAD.
     """
 
     middle: float
@@ -43,7 +43,7 @@ class Axis:
 
 
 class QuadraticSurface(Law):
-    """Each output, or its logarithm, as a polynomial of the variables' positions; `terms` are products, () means 1."""
+    """Each output, or its logarithm, as a polynomial of the variables' positions; a term is a product, () means 1."""
 
     def __init__(
         self, outputs: Sequence[str], axes: Mapping[str, Axis], terms: Sequence[Sequence[str]], *, log: bool = False
@@ -65,7 +65,7 @@ class QuadraticSurface(Law):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What rebuilds it from JSON."""
+        """Data for JSON, from which `from_spec` rebuilds the law."""
         axes = {v: [a.middle, a.half, a.log] for v, a in self.axes.items()}
         terms = [list(term) for term in self.terms]
         return {"outputs": list(self.outputs), "axes": axes, "terms": terms, "log": self.log}
@@ -99,8 +99,8 @@ class QuadraticSurface(Law):
             output: one of the outputs.
             level: its value.
             along: the variable.
-            at: values of the others.
-            up: whether the output increases with the variable there.
+            at: values of the other variables.
+            up: whether the output, as the variable increases, crosses the level upwards.
         """
         power = [np.zeros(len(theta)) for _ in range(3)]
         coefficients = self.split(theta)[:, self.outputs.index(output)]
@@ -119,7 +119,7 @@ class QuadraticSurface(Law):
         return np.where(np.isfinite(found), found, np.inf)
 
     def at_each(self, theta: Array, output: str, x: Mapping[str, Array]) -> Array:
-        """[S] values of an output, each parameter vector with its own variables [S]."""
+        """[S] values of an output, each for one of [S, K] parameter vectors at its own values [S] of the variables."""
         with np.errstate(all="ignore"):
             made = np.einsum("st,st->s", self.split(theta)[:, self.outputs.index(output)], self.basis(x))
             return np.asarray(np.exp(made) if self.log else made)

@@ -1,4 +1,4 @@
-"""Fine-tuning loss over data, including the data that pre-training was worth (Lin et al. 2024, arXiv:2402.02314)."""
+"""Fine-tuning loss over data, with pre-training counted as data already seen (Lin et al. 2024, arXiv:2402.02314)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
 class Rectified(Law):
     """L = B / (D_l + D^beta) + E: flat while D^beta is small compared with D_l, a power law beyond.
 
-    The same curve as (L_0 - E) / (1 + D^beta / D_l) + E with L_0 = E + B / D_l, the loss without fine-tuning.
+    This equals (L_0 - E) / (1 + D^beta / D_l) + E with L_0 = E + B / D_l, the loss without fine-tuning.
     """
 
     name = "rectified"
     title = "Rectified scaling law of fine-tuning"
     formula = "loss = B / (D_l + D^beta) + E"
-    source = "Lin et al. (2024), arXiv:2402.02314; its page has an exponent around the whole, which is 1 here"
+    source = "Lin et al. (2024), arXiv:2402.02314; their page has an exponent around the right side, which is 1 here"
     variables = (Variable("D", zero=True, meaning="fine-tuning data, samples or tokens"),)
     outputs = ("loss",)
     parameters = (
@@ -30,7 +30,7 @@ class Rectified(Law):
 
     @staticmethod
     def _terms(theta: Array, x: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-        """D^beta, its derivative by beta, and 1 / (D_l + D^beta): [S, n] each."""
+        """D^beta, its derivative with respect to beta, and 1 / (D_l + D^beta): [S, n] each."""
         D_l, beta = theta[:, 1, None], theta[:, 2, None]
         data = np.asarray(x["D"])
         log_d = np.log(np.where(data > 0, data, 1.0))

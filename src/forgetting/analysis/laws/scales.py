@@ -1,7 +1,7 @@
-"""Starting regions for a formula's parameters, from the data: dimensional analysis of the expression.
+"""Starting regions for a formula's parameters from the data, by dimensional analysis of the expression.
 
-In `y = A * exp(-((x - m) / w)**2)`, m and w have the unit of x, and A has that of y: m is searched for in the range of
-x, w between the spacing and the range of x. A region of plain numbers would entirely miss a peak at x = 451.
+In `y = A * exp(-((x - m) / w)**2)`, m and w have the unit of x, and A has that of y. So m is searched for in the range
+of x, and w between the spacing and the range of x. A fixed region of numbers would entirely miss a peak at x = 451.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ WIDER = 3.0
 
 
 MOST_WAVES = 512
+"""Most grid points for a period or frequency."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Region:
 
     Attributes:
         low, high: its ends.
-        log: drawn uniformly in the logarithm, otherwise in the value.
-        waves: for a period (negative) or a frequency: how many grid points resolve the waves that the data can show.
+        log: whether starts are drawn uniformly in the logarithm, not in the value.
+        waves: for a frequency, the number of grid points that resolve the waves that the data can show; for a period,
+            minus this number; else 0.
     """
 
     low: float
@@ -44,7 +46,7 @@ class Region:
         return rng.uniform(self.low, self.high, count)
 
     def grid(self, count: int) -> Array:
-        """[count] values from end to end; for waves as many as needed, evenly spaced in frequency."""
+        """[count] values from end to end; for waves, more if needed, and evenly spaced in frequency."""
         if self.waves:
             power = -1 if self.waves < 0 else 1
             return np.asarray(np.linspace(self.low**power, self.high**power, max(count, abs(self.waves))) ** power)
@@ -53,13 +55,13 @@ class Region:
 
 
 def regions(tree: Node, x: Mapping[str, Array], y: Array, parameters: Sequence[str]) -> dict[str, Region]:
-    """Regions of the parameters whose unit follows from the units of the variables and the output.
+    """Regions, by name, of the parameters whose unit follows from the units of the variables and the output.
 
     Args:
         tree: the formula's right side.
         x: [n] values of each variable.
         y: [n] outputs.
-        parameters: all other names in the tree.
+        parameters: names of the parameters, which are all other names in the tree.
     """
     units = _Units(parameters, tuple(x))
     units.equal(units.walk(tree), (np.zeros(0), units.base(len(x))))
@@ -84,7 +86,7 @@ def regions(tree: Node, x: Mapping[str, Array], y: Array, parameters: Sequence[s
 
 
 def _scales(values: Array) -> tuple[float, float] | None:
-    """The smallest distance or size in a variable, and the largest size; None for a constant."""
+    """A variable's smallest distance or size, and WIDER times its largest size or its range; None for a constant."""
     distinct = np.unique(values)
     if distinct.size < 2:
         return None
@@ -95,7 +97,7 @@ def _scales(values: Array) -> tuple[float, float] | None:
 
 
 def _between(unit: Array | None, spans: Sequence[tuple[float, float] | None]) -> Region | None:
-    """Powers of the scales; None for a pure number, or if a scale is unknown."""
+    """The region of a unit, by its powers of the scales; None for a pure number, or if a scale is unknown."""
     if unit is None or not (np.abs(unit) > ZERO).any():
         return None
     low = high = 0.0
@@ -110,14 +112,14 @@ def _between(unit: Array | None, spans: Sequence[tuple[float, float] | None]) ->
 
 
 def _shown(region: Region, name: str, inside: Node, x: Mapping[str, Array], parameters: Sequence[str]) -> Region:
-    """A region up to the fastest waves that the data can show, two points per wave; faster ones look like slower ones.
+    """A region up to the fastest waves that the data can show, with two points per wave; faster waves are aliased.
 
     Args:
         region: region of a period or frequency.
         name: the parameter's name.
-        inside: the argument of the sine.
+        inside: the argument of the sine or cosine.
         x: [n] values of each variable.
-        parameters: all other names.
+        parameters: names of all parameters.
     """
     columns = {k: np.asarray(v, dtype=float) for k, v in x.items()}
 
@@ -151,18 +153,20 @@ class _Units:
     parameters: Sequence[str]
     variables: Sequence[str]
     rows: list[tuple[int, Array, Array]] = field(default_factory=list)
+    """Equations in reduced form: the pivot, and the coefficients of unknown and of known units."""
     places: dict[str, tuple[Node, float]] = field(default_factory=dict)
+    """By parameter that is a position on a variable's axis: the variable's expression, and the sign that it takes."""
     waves: list[Node] = field(default_factory=list)
     """Arguments of sines and cosines."""
     free: int = 0
-    """Unknown units of subexpressions, such as a power with a fitted exponent."""
+    """Number of unknown units of subexpressions, such as a power with a fitted exponent."""
 
     def base(self, which: int) -> Array:
         """The unit of one variable, or of the output."""
         return np.asarray(np.eye(len(self.variables) + 1)[which])
 
     def of(self, name: str) -> Array | None:
-        """The unit of a parameter; None if it does not follow."""
+        """The unit of a parameter; None if the equations do not determine it."""
         at = self.parameters.index(name)
         for pivot, left, right in self.rows:
             others = np.delete(left, pivot)
@@ -239,7 +243,7 @@ class _Units:
         return other if numbers[0] else one
 
     def _place(self, node: Node) -> None:
-        """Note a parameter that is added to or subtracted from a variable: it is a position on its axis."""
+        """Note a parameter that is added to or subtracted from a variable, because it is a position on its axis."""
         names, variables = frozenset(self.parameters), frozenset(self.variables)
         for mine, other, sign in ((0, 1, -1.0 if node.kind == "+" else 1.0), (1, 0, -1.0 if node.kind == "+" else 1.0)):
             child, beside = node.children[mine], node.children[other]
@@ -257,7 +261,7 @@ def _wide(row: Array, size: int) -> Array:
 
 
 def _constant(node: Node) -> float | None:
-    """The value of an expression that contains only numbers."""
+    """The value of an expression that contains only numbers; None for another, or if it is not finite."""
     if _mentions(node):
         return None
     value = float(evaluate(node, {}, frozenset())[0])

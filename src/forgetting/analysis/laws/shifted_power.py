@@ -102,7 +102,7 @@ class ShiftedPowerSingle(Law):
         return np.stack(columns, axis=-1)[:, None]
 
     def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
-        """All parameters if P or N has fewer than 3 different values."""
+        """All parameters except the fixed c, if P or N has fewer than 3 different values."""
         return frozenset(self.names) - {"c"} if too_few(x) else frozenset()
 
     def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
@@ -112,7 +112,7 @@ class ShiftedPowerSingle(Law):
 
 
 class ShiftedPower(Law):
-    """Eq. 5 and 6 fitted together; they share c_ft, rho, s_ft. Parameters have the names of the paper's Table 1."""
+    """Eq. 5 and 6 fitted together; they share c_ft, rho and s_ft. Parameters are named as in the paper's Table 1."""
 
     name = "shifted_power"
     title = "Shifted power laws of both losses"
@@ -176,11 +176,11 @@ class ShiftedPower(Law):
         return AdaptedJoint(self, x)
 
     def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
-        """All except c_fft, which the rows alone determine, if P or N has fewer than 3 different values."""
+        """If P or N has fewer than 3 different values, all but the fixed c_ft, and c_fft, which the rows determine."""
         return frozenset(self.names) - {"c_fft", "c_ft"} if too_few(x) else frozenset()
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """Warns about too few values of P or N, and if forgetting does not grow as the fine-tuning loss falls."""
+        """Warnings about constant losses, too few values of P or N, and forgetting that does not grow with learning."""
         few = too_few(x)
         out = [f"fewer than 3 different values of {name}: its exponents are not identified" for name in few]
         if flat := constant_outputs(self.outputs, y):
@@ -194,12 +194,12 @@ class ShiftedPower(Law):
 
 
 def too_few(x: Mapping[str, Array]) -> list[str]:
-    """Variables with fewer than 3 different values: their term, the limit and rho cannot be distinguished."""
+    """Variables with fewer than 3 different values, whose term, the limit and rho cannot be distinguished."""
     return [name for name, values in x.items() if np.unique(values).size < 3]
 
 
 class Centred(Law):
-    """The fitted coordinates of one or both losses; blocks share rho, which comes last."""
+    """The law of one or both losses in fitted coordinates: one block of 5 per loss, then rho, which they share."""
 
     name = "shifted_power_centred"
     title = formula = "shifted power law in centred coordinates"
@@ -207,14 +207,14 @@ class Centred(Law):
     variables = VARIABLES
 
     def __init__(self, outputs: tuple[str, ...], signs: tuple[int, ...], centre: tuple[float, float]) -> None:
-        """Set the outputs, +1 or -1 for each that falls or rises with P and N, and the means of log P and log N."""
+        """Set the outputs, +1 or -1 for each (it falls or rises with P and N), and the means of log P and log N."""
         self.outputs = outputs
         self.signs = signs
         self.centre = centre
         block: list[Parameter] = []
         for output in outputs:
             block += [
-                # a cross-entropy, so its limit is not negative
+                # the limit of a loss, or of forgetting, is not negative
                 Parameter(f"limit of {output}", 0.0, np.inf, (0.0, 5.0), linear=True),
                 Parameter(f"amplitude of {output}", 0.0, np.inf, (1e-2, 1.0), linear=True),
                 Parameter(f"alpha of {output}", *EXPONENT, (0.02, 1.0), log=True),
@@ -225,7 +225,7 @@ class Centred(Law):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What rebuilds it from JSON."""
+        """Data for JSON, from which `from_spec` rebuilds the law."""
         return {"outputs": list(self.outputs), "signs": list(self.signs), "centre": list(self.centre)}
 
     @classmethod
@@ -233,13 +233,13 @@ class Centred(Law):
         """The inverse of `spec`.
 
         Raises:
-            KeyError, TypeError, ValueError: something else.
+            KeyError, TypeError, ValueError: malformed data.
         """
         first, second = (float(v) for v in spec["centre"])
         return cls(tuple(map(str, spec["outputs"])), tuple(int(v) for v in spec["signs"]), (first, second))
 
     def starts(self, count: int, rng: np.random.Generator) -> Array:
-        """Draw exponents through alpha * rho, the local slope, which data determine much better than either factor."""
+        """Draw alpha * rho (and beta * rho), the local slope, which data determine better than either factor."""
         theta = super().starts(count, rng)
         rho = theta[:, -1]
         for block in range(len(self.outputs)):
@@ -249,7 +249,7 @@ class Centred(Law):
         return theta
 
     def _centred(self, x: Mapping[str, Array]) -> tuple[Array, Array]:
-        """p and n."""
+        """p = log P - mean and n = log N - mean."""
         return np.log(x["trainable_params"]) - self.centre[0], np.log(x["step"]) - self.centre[1]
 
     def _terms(self, theta: Array, block: int, p: Array, n: Array) -> tuple[Array, Array]:
@@ -327,9 +327,9 @@ def centre_of(x: Mapping[str, Array]) -> tuple[float, float]:
 
 
 def centred(theta: Array, centre: tuple[float, float]) -> Array:
-    """[S, 11] fitted coordinates of [S, 13] parameters of `ShiftedPower`, whatever their gauge.
+    """[S, 11] fitted coordinates of [S, 13] parameters of `ShiftedPower`, in any gauge.
 
-    With I the bracket at the centre: A = c * I^rho, and sigma is the share of its first term.
+    With I the bracket at the centre: A = c_ft * I^rho (times c_fft for L_f), and sigma is the share of its first term.
     """
     t = dict(zip(ShiftedPower().names, theta.T, strict=True))
     blocks = []
@@ -353,7 +353,7 @@ class AdaptedSingle(Adapted):
         super().__init__(self.centred)
 
     def fitted_name(self, name: str) -> str | None:
-        """Exponents and limit; a and b are mixtures with the amplitude."""
+        """Exponents, rho and the limit; a and b also depend on the amplitude."""
         output = self.centred.outputs[0]
         names = {"alpha": f"alpha of {output}", "beta": f"beta of {output}", "s": f"limit of {output}", "rho": "rho"}
         return names.get(name)
@@ -387,7 +387,7 @@ class AdaptedJoint(Adapted):
         super().__init__(self.centred)
 
     def fitted_name(self, name: str) -> str | None:
-        """Exponents and the limit of L_ft; the others are mixtures, or depend on the gauge."""
+        """Exponents, rho and the limit of L_ft; the others depend on several coordinates, or on the gauge."""
         names = {"s_ft": "limit of finetune_loss", "rho": "rho"}
         for short, output in (("ft", "finetune_loss"), ("f", "forgetting_loss")):
             names |= {f"{letter}_{short}": f"{letter} of {output}" for letter in ("alpha", "beta")}
@@ -405,7 +405,7 @@ class AdaptedJoint(Adapted):
         return _scale_parts(name, "finetune_loss" if name.endswith("_ft") else "forgetting_loss")
 
     def public(self, theta: Array, y: Array, weights: Array) -> Array:
-        """[S, 13] in the order of Table 1."""
+        """[S, 13] in the order of `ShiftedPower.parameters`."""
         s_ft, amplitude_ft, alpha_ft, beta_ft, _, limit_f, amplitude_f, alpha_f, beta_f, _, rho = theta.T
         slope = falling_slope(y[:, 0], y[:, 1], weights)
         c_fft = np.where(slope > 0, slope, 1.0)  # a gauge choice: predictions do not depend on it
