@@ -210,7 +210,9 @@ def test_two_texts_of_one_file_name_stay_two_curves_with_short_names():
 
 
 def test_rows_after_the_lowest_loss_are_not_on_the_curve():
-    run = Run(Key("a"), "0", "a", np.array([2.0, 1.0, 1.5]), np.array([0.1, 0.5, 9.0]), *[np.arange(3.0)] * 2, 1.0, 1.0)
+    steps = np.arange(3.0)
+    losses, forgot = np.array([2.0, 1.0, 1.5]), np.array([0.1, 0.5, 9.0])
+    run = Run(Key("a"), "0", "a", losses, forgot, step=steps, seconds=steps, alpha=np.ones(3), params=1.0, memory=1.0)
     made = path(run)
     assert made.x.tolist() == [1.0, 2.0]
     assert made.mean(1.0, 2.0) == pytest.approx(0.3)
@@ -308,6 +310,16 @@ def test_the_frontier_counts_seeds():
     assert {p.key.label for p in points if p.front} == {"other"}
     assert {round(p.seeds, 3) for p in points if p.key.label == "other"} == {0.667}
     assert {round(p.seeds, 3) for p in points if p.key.label == "lora"} == {0.333}
+
+
+def test_a_point_is_the_mean_over_seeds_at_one_step():
+    rows = rows_of("lora", LOSSES, line(LOSSES), rank=8)
+    rows += rows_of("other", LOSSES, line(LOSSES) - 0.1, 0, rank=8)
+    rows += rows_of("other", LOSSES, line(LOSSES) - 0.1, 1, rank=8)[2:]  # steps 30 to 90
+    mine = [p for p in contest_of(rows).points if p.key.label == "other"]
+    assert [p.step for p in mine] == [10 * (i + 1) for i in range(2, 9)]
+    assert [p.loss for p in mine] == pytest.approx(LOSSES[2:])
+    assert {(p.runs, p.loss_se, p.seeds) for p in mine} == {(2, 0.0, 1.0)}
 
 
 def test_interpolated_weights_are_a_curve_of_their_own():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forgetting.analysis.compare.source import Axis, Key, Run
+from forgetting.analysis.laws.base import Array
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Point:
     Attributes:
         key: the curve.
         place: its index among the curve's points.
-        step: update steps.
+        step: update steps; NaN if unknown, or if they differ between the runs.
         loss: mean fine-tuning loss (or accuracy), as in the table.
         forgetting: mean forgetting, nats/token.
         loss_se, forgetting_se: standard errors of the means between runs; NaN for a single run.
@@ -40,33 +41,47 @@ class Point:
 
 
 def frontier(curves: Mapping[Key, Sequence[Run]], axis: Axis) -> list[Point]:
-    """Every curve's points, marked if on the frontier of the means, and in how many seeds' own.
+    """The points of all curves, each with whether it is on the frontier of the means, and of how many seeds alone.
 
-    A curve has a point for each measured step that all its runs have.
+    A curve has a point for each measured step (or alpha) that all its runs have.
     """
-    means: list[tuple[Key, int, float, np.ndarray, np.ndarray]] = []
+    means: list[tuple[Key, int, Array, Array, Array]] = []
+    shares: list[float] = []
+    alone = _fronts_by_seed(curves)
     for key, runs in curves.items():
-        for i in range(min(run.x.size for run in runs)):
-            x, y = np.array([run.x[i] for run in runs]), np.array([run.y[i] for run in runs])
-            means.append((key, i, float(runs[0].step[i]), x, y))
-    front = undominated([(float(x.mean()), float(y.mean())) for _, _, _, x, y in means])
-    share = _by_seed(curves)
-    made = []
-    for number, (key, i, step, x, y) in enumerate(means):
-        point = Point(
+        for place, at in enumerate(_common(runs)):
+            pairs = list(zip(runs, at, strict=True))
+            step, x, y = (np.array([getattr(run, name)[i] for run, i in pairs]) for name in ("step", "x", "y"))
+            means.append((key, place, step, x, y))
+            shares.append(sum((key, run.seed, i) in alone for run, i in pairs) / len(runs))
+    front = undominated([(float(x.mean()), float(y.mean())) for *_, x, y in means])
+    return [
+        Point(
             key,
-            i,
-            step,
+            place,
+            float(step[0]) if (step == step[0]).all() else math.nan,
             axis.shown(float(x.mean())),
             float(y.mean()),
             _se(x),
             _se(y),
             x.size,
-            share[key, i] / x.size,
+            shares[number],
             number in front,
         )
-        made.append(point)
-    return made
+        for number, (key, place, step, x, y) in enumerate(means)
+    ]
+
+
+def _common(runs: Sequence[Run]) -> list[tuple[int, ...]]:
+    """The measured steps (or alphas) that all runs of a curve have, each as its index in every run.
+
+    Runs with a single measurement have it in common at any step: it is their last.
+    """
+    if all(run.x.size == 1 for run in runs):
+        return [(0,) * len(runs)]
+    marks = [run.alpha if run.interpolated else np.nan_to_num(run.step, nan=-1.0) for run in runs]
+    places = [{mark: i for i, mark in enumerate(own.tolist())} for own in marks]
+    return [tuple(own[mark] for own in places) for mark in places[0] if all(mark in own for own in places)]
 
 
 def undominated(points: Sequence[tuple[float, float]]) -> set[int]:
@@ -83,21 +98,20 @@ def undominated(points: Sequence[tuple[float, float]]) -> set[int]:
     return kept
 
 
-def _by_seed(curves: Mapping[Key, Sequence[Run]]) -> dict[tuple[Key, int], int]:
-    """In how many of its seeds a curve's point is on the frontier of that seed's runs alone."""
-    tally: dict[tuple[Key, int], int] = {}
+def _fronts_by_seed(curves: Mapping[Key, Sequence[Run]]) -> set[tuple[Key, str, int]]:
+    """Curve, seed and index of each measurement that is on the frontier of its seed's runs alone."""
+    found: set[tuple[Key, str, int]] = set()
     for seed in _seeds(curves.values()):
         mine = [(key, run) for key, runs in curves.items() for run in runs if run.seed == seed]
         places = [(key, i, run) for key, run in mine for i in range(run.x.size)]
         front = undominated([(float(run.x[i]), float(run.y[i])) for _, i, run in places])
-        for number, (key, i, _) in enumerate(places):
-            tally[key, i] = tally.get((key, i), 0) + (number in front)
-    return tally
+        found |= {(places[number][0], seed, places[number][1]) for number in front}
+    return found
 
 
 def _seeds(groups: Iterable[Sequence[Run]]) -> list[str]:
     return list(dict.fromkeys(run.seed for runs in groups for run in runs))
 
 
-def _se(values: np.ndarray) -> float:
+def _se(values: Array) -> float:
     return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else math.nan

@@ -63,6 +63,7 @@ class Run:
         y: [n] forgetting, nats/token.
         step: [n] update steps.
         seconds: [n] training time so far, NaN if unknown.
+        alpha: [n] share of the tuned weights in an interpolation with the base model; 1 during training.
         params: trainable parameters, NaN if unknown.
         memory: peak memory in MiB, NaN if unknown.
         interpolated: whether the points are weights between the base model and the tuned one.
@@ -76,6 +77,7 @@ class Run:
     y: Array
     step: Array
     seconds: Array
+    alpha: Array
     params: float
     memory: float
     interpolated: bool = False
@@ -332,7 +334,7 @@ class _Reader:
 
     def runs(self, run_id: str, at: Sequence[int], start: float) -> list[Run]:
         """The paths of one run: its training, and its interpolated weights, if any."""
-        alpha = {i: 1.0 if math.isnan(a := self.number("alpha", i)) else a for i in at}
+        alpha = {i: self.alpha(i) for i in at}
         trained = [i for i in at if alpha[i] == 1.0 and self.counts(i, start)]
         trained.sort(key=lambda i: self.number("step", i))
         self._refuse_duplicates(run_id, trained)
@@ -345,6 +347,10 @@ class _Reader:
             name = mitigation if INTERPOLATION in mitigation else f"{mitigation} + {INTERPOLATION}".removeprefix(" + ")
             found.append(self._run(run_id, [*mixed, *trained[-1:]], name, interpolated=True))
         return found
+
+    def alpha(self, i: int) -> float:
+        """Share of the tuned weights in an interpolation with the base model; 1 if the row is none."""
+        return 1.0 if math.isnan(alpha := self.number("alpha", i)) else alpha
 
     def counts(self, i: int, start: float) -> bool:
         """Whether a row's step counts in the comparison."""
@@ -366,6 +372,7 @@ class _Reader:
             y=np.array([self.needed(self.forgot, i) for i in at]),
             step=np.array([self.sized("step", i) for i in at]),
             seconds=np.array([self.sized("train_seconds", i) for i in at]),
+            alpha=np.array([self.alpha(i) for i in at]),
             params=self.sized("trainable_params", at[-1]),
             memory=self.sized("peak_memory", at[-1]),
             interpolated=interpolated,
