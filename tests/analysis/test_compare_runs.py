@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import forgetting
@@ -88,3 +90,12 @@ def test_forgetting_is_not_compared_with_itself(column):
     rows = [row | {"forgetting_loss": row["forgetting"]} for row in table()]
     with pytest.raises(UsageError, match=rf"by \(--by\) {column}: this column measures forgetting"):
         compare_tables({"d": from_records(rows)}, "lora", by=column)
+
+
+@pytest.mark.parametrize("blank", ["", None, math.nan, pd.NA])
+def test_runs_with_a_blank_mitigation_are_plain_in_appendix_b(blank):
+    rows = [row | {"trainable_params": 100.0 * row["rank"], "mitigation": blank} for row in table()]
+    rows = [row | {"forgetting_loss": row["forgetting"]} for row in rows]
+    rows += [row | {"label": "full", "run_id": f"full-{row['run_id']}"} for row in rows if row["rank"] == 8]
+    found = compare_tables({"d": from_records(rows)}, "lora").beyond["d"]
+    assert {(row.label, row.runs) for row in found} == {("full", 3)}

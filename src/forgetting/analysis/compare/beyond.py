@@ -13,6 +13,7 @@ from forgetting.analysis.compare.reference import Reference
 from forgetting.analysis.compare.runs import number_in
 from forgetting.analysis.fit import Fit, fit_law, unfit
 from forgetting.analysis.laws.base import Array
+from forgetting.analysis.selection import is_blank
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError
@@ -114,7 +115,7 @@ def _counts(table: Table, i: int, start: float) -> bool:
     step = number_in(cell("step"))
     return (
         str(cell("status") or "done") == "done"
-        and not str(cell("mitigation") or "")
+        and is_blank(cell("mitigation"))
         and not alpha < 1
         and step > 0
         and step >= start
