@@ -99,3 +99,12 @@ def test_runs_with_a_blank_mitigation_are_plain_in_appendix_b(blank):
     rows += [row | {"label": "full", "run_id": f"full-{row['run_id']}"} for row in rows if row["rank"] == 8]
     found = compare_tables({"d": from_records(rows)}, "lora").beyond["d"]
     assert {(row.label, row.runs) for row in found} == {("full", 3)}
+
+
+def test_a_data_set_without_finished_runs_does_not_stop_the_comparison_of_others():
+    done, running = from_records(table()), from_records([row | {"status": "running"} for row in table()])
+    found = compare_tables({"done": done, "early": running}, "lora")
+    assert list(found.contests) == ["done"]
+    assert found.without["early"].startswith("'early' has no finished run to compare (left out, running: ")
+    with pytest.raises(UsageError, match="'late' has no column 'forgetting_loss'"):
+        compare_tables({"done": done, "late": from_records(table("forgetting"))}, "lora")

@@ -14,9 +14,9 @@ from forgetting.analysis.compare.path import Path, path, window
 from forgetting.analysis.compare.pooled import Pooled, pool
 from forgetting.analysis.compare.price import Price, price
 from forgetting.analysis.compare.reference import Reference
-from forgetting.analysis.compare.source import Axis, Key, Source
+from forgetting.analysis.compare.source import Axis, Key, NotComparedError, Source
 from forgetting.analysis.compare.trend import Trend
-from forgetting.errors import UsageError, did_you_mean
+from forgetting.errors import did_you_mean
 from forgetting.measuring.estimate import holm
 
 NEAR = 0.05  # share of the reference's loss range: a contender closer than this has reached the reference's best
@@ -119,20 +119,20 @@ def contest(source: Source, reference: str | Reference, confidence: float = 0.95
         confidence: confidence of each interval.
 
     Raises:
-        UsageError: no such label, no plain run of it, or nothing to compare it with.
+        NotComparedError: no run with this label, no plain run of it, or nothing to compare it with.
     """
     chooses = Reference(reference) if isinstance(reference, str) else reference
     if chooses.label and chooses.label not in source.labels:
         known = did_you_mean(chooses.label, source.labels)
-        raise UsageError(f"'{source.name}' has no finished run of '{chooses.label}'; {known}")
+        raise NotComparedError(f"'{source.name}' has no finished run of '{chooses.label}'; {known}")
     curves = {key: [path(run) for run in runs] for key, runs in source.curves.items()}
     mine = {key: paths for key, paths in curves.items() if chooses.holds(key, source.curves[key])}
     others = {key: paths for key, paths in curves.items() if key not in mine}
     if not mine:
         kept = "only runs with a mitigation" if not chooses.where else "no finished run that it selects"
-        raise UsageError(f"'{source.name}': no plain run of '{chooses}', {kept}")
+        raise NotComparedError(f"'{source.name}': no plain run of '{chooses}', {kept}")
     if not others:
-        raise UsageError(
+        raise NotComparedError(
             f"'{source.name}': only plain runs of '{chooses}'; a comparison needs another label or a mitigation"
         )
     judge = _Judge(source.axis, mine, curves, confidence, str(chooses))

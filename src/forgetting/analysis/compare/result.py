@@ -13,7 +13,7 @@ from forgetting.analysis.compare.plane import own_looks, plane
 from forgetting.analysis.compare.reference import Reference, reference_of
 from forgetting.analysis.compare.runs import with_runs
 from forgetting.analysis.compare.show import beyond_shown, contender_row, contest_shown
-from forgetting.analysis.compare.source import Axis, choose_axis, read_source
+from forgetting.analysis.compare.source import Axis, NotComparedError, choose_axis, read_source
 from forgetting.analysis.compare.words import flat_words, line_words, reach, sentence
 from forgetting.analysis.fit import Fit
 from forgetting.analysis.table_files import Table
@@ -122,10 +122,10 @@ def compare_tables(
     contests, others, without = {}, {}, {}
     for name, table in tables.items():
         axis = choose_axis(table, by, direction)
-        source = read_source(table, name, axis, start=start, chosen=chooses.rows(table) if chooses.where else ())
+        chosen = chooses.rows(table) if chooses.where else ()
         try:
-            contests[name] = contest(source, chooses, confidence)
-        except UsageError as error:
+            contests[name] = contest(read_source(table, name, axis, start=start, chosen=chosen), chooses, confidence)
+        except NotComparedError as error:
             without[name] = str(error)
             continue
         if rows := _beyond(

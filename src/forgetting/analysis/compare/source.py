@@ -26,6 +26,10 @@ FORGOTTEN = ("forgetting", "forgetting_loss", "soft_forgetting_loss", "kl", "agr
 """Columns that measure forgetting; holding them equal would compare them with themselves."""
 
 
+class NotComparedError(UsageError):
+    """Nothing can be compared in a data set, although its table has no mistake."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """The quantity that is held equal between runs.
@@ -166,7 +170,8 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
         chosen: whether each row belongs to the reference, if a label alone does not tell.
 
     Raises:
-        UsageError: a column is missing, a cell is not a finite number, a measurement is repeated, or nothing is left.
+        NotComparedError: there is no finished run.
+        UsageError: a column is missing, a cell is not a finite number, or a measurement is repeated.
     """
     forgot = "forgetting" if "forgetting" in table else "forgetting_loss"
     for column in (axis.column, forgot):
@@ -204,7 +209,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
     if short:
         notes.append(f"left out, because they have no measurement after the start: {few(short)}")
     if not runs:
-        raise UsageError(f"'{name}' has no finished run to compare" + (f" ({notes[0]})" if notes else ""))
+        raise NotComparedError(f"'{name}' has no finished run to compare" + (f" ({notes[0]})" if notes else ""))
     told, unseeded = _without_seeds(runs)
     return Source(name, axis, _grouped(told), notes + unseeded)
 
