@@ -190,7 +190,7 @@ def test_never_reaches_and_beyond():
     reference = rows_of("lora", LOSSES, line(LOSSES), rank=8)
     found = contest_of(reference + rows_of("weak", LOSSES + 2, line(LOSSES + 2), rank=8))
     assert found.contenders[0].verdict == "never reaches"
-    assert sentence(found.contenders[0], found).startswith("never reaches this fine-tuning loss: 3.000 at best")
+    assert sentence(found.contenders[0], found).startswith("never reaches the reference's fine-tuning loss: 3.0")
     assert found.contenders[0].price is None
     found = contest_of(reference + rows_of("strong", LOSSES - 1.5, line(LOSSES - 1.5), rank=8))
     assert found.contenders[0].verdict == "beyond the reference"
@@ -422,7 +422,7 @@ GOOD = rows_of("lora", LOSSES, line(LOSSES), rank=8) + rows_of("other", LOSSES, 
     [
         (GOOD, {"reference": "lroa"}, "no runs of 'lroa' to compare others with; did you mean 'lora'?"),
         (GOOD, {"reference": None}, "give a label, or COLUMN=VALUE; choices: lora, other"),
-        (GOOD, {"confidence": 95}, "confidence 95; it lies between 0 and 1"),
+        (GOOD, {"confidence": 95}, "confidence: got 95; give a number between 0 and 1"),
         (GOOD, {"by": "finetune_los"}, "no column 'finetune_los' to hold equal; did you mean 'finetune_loss'?"),
         (GOOD, {"by": "train_seconds"}, "not known whether higher or lower train_seconds is better"),
         (GOOD, {"direction": "higher"}, "for finetune_loss, lower is better"),

@@ -31,9 +31,9 @@ class Beyond:
     Attributes:
         law: `linear` (Eq. 4) or `shifted_power` (Eq. 6).
         label: the method, or `all together`.
-        r2: 1 - SS_res / SS_tot of L_f over the rows; below 0 if their own mean would predict better; NaN for one row.
+        r2: 1 - SS_res / SS_tot of L_f over the rows; below 0 if their mean predicts better; NaN if L_f is constant.
         bias: mean of measured minus predicted L_f, nats/token: above 0, the law underestimates forgetting.
-        rows, runs: how many it is based on.
+        rows, runs: number of rows and of runs that it is based on.
         reference_r2: R2 on the rows that the law was fitted to.
     """
 
@@ -51,12 +51,12 @@ def beyond(table: Table, reference: Reference, start: float, fits: Mapping[str, 
 
     Args:
         table: all rows of the data set.
-        reference: the laws are fitted to its plain runs.
+        reference: the runs to whose plain ones the laws are fitted.
         start: first step that counts.
-        fits: the laws, if already fitted.
+        fits: the laws by name, if already fitted.
 
     Returns:
-        One row per law and method, `all together` last; empty if no law can be fitted or there is no other method.
+        One row per law and method, then `all together` if there are several; empty without a law or another method.
     """
     kept = _plain(table, start)
     labels = np.array([_label(table, i) for i in range(rows(table))], dtype=object)
@@ -92,7 +92,7 @@ def _row(law: str, label: str, fit: Fit, table: Table, at: Array) -> Beyond | No
 
 
 def _fit(table: Table) -> dict[str, Fit]:
-    """Both laws if the rows suffice, without intervals, which Appendix B does not need."""
+    """Fit both laws if the rows suffice, without intervals, which Appendix B does not need."""
     made = {}
     for law in LAWS if not unfit(table) else ("linear",):
         try:
@@ -103,7 +103,7 @@ def _fit(table: Table) -> dict[str, Fit]:
 
 
 def _plain(table: Table, start: float) -> Array:
-    """[n] finished rows without mitigation or interpolation, from the first step that counts."""
+    """[n] whether each row is of a finished run without mitigation, not interpolated, and from `start` on."""
     return np.array([_counts(table, i, start) for i in range(rows(table))], dtype=bool)
 
 

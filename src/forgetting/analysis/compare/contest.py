@@ -20,12 +20,12 @@ from forgetting.errors import did_you_mean
 from forgetting.measuring.estimate import holm
 
 NEAR = 0.05  # share of the reference's loss range: a contender closer than this has reached the reference's best
-MOST = 0.8  # share of the compared losses that another curve must cover to help estimate the spread
+MOST = 0.8  # share of the compared range of losses that another curve must cover to help estimate the spread
 SAVES, COSTS, NONE, CORRECTED = "saves", "costs", "no evidence", "not after correction"
 UNKNOWN, NEVER, BEYOND = "no interval", "never reaches", "beyond the reference"
 NO_LINE = "no line"
 VERDICTS = (SAVES, COSTS, NONE, CORRECTED, UNKNOWN, NEVER, BEYOND, NO_LINE)
-FLAT = "the reference is no line"
+FLAT = "the reference is not a line"
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,18 @@ class Contender:
     Attributes:
         key: which one.
         verdict: one of VERDICTS.
-        against: the reference curve that it is compared with, for readers.
+        against: name of the reference curve or curves that it is compared with.
         saving: nats/token saved at equal fine-tuning loss, averaged over the losses that both pass through.
-        final: the same at the contender's last measurement, if the reference passes through that loss.
+        final: nats/token saved at the contender's last measurement, if the reference passes through that loss.
         over_ranks: the saving against one curve through all reference ranks; value NaN if there are none to pool, or if
             that curve explains nothing.
         raw: if the reference is not a line: how much less the contender forgot than the reference's mean, at their last
-            measurements, not at an equal loss; its interval is that of one more reference curve.
-        raw_axis: the difference there in the column that is otherwise held equal, as in the table.
+            measurements, not at an equal loss, with the interval for one more reference curve.
+        raw_axis: the contender's value minus the reference's mean, at their last measurements, in the column that is
+            otherwise held equal.
         adjusted_p: Holm's p, over all contenders of the data set with an interval.
-        low, high: the losses compared, as in the table; NaN if there are none.
-        covered: their share of the contender's own loss range.
+        low, high: best and worst of the losses compared, as in the table; NaN if there are none.
+        covered: share of the contender's range of losses that was compared.
         best, reference_best: the best loss of each, as in the table; of several runs, the best one's.
         reaches_last: whether some run reaches the reference's best, up to NEAR of the reference's range.
         price: cost of reaching the best loss that all compared runs have; None if there is none.
@@ -80,9 +81,9 @@ class Contest:
         axis: what is held equal.
         reference: the name of the reference: its label, or the filters that chose it.
         references: its curves.
-        confidence: confidence of each interval.
+        confidence: nominal coverage of each interval.
         contenders: sorted by saving, largest first.
-        pooled: the curve through all ranks of the reference; None if it has only one.
+        pooled: the curve through all ranks of the reference; None if it has only one curve.
         runs: ids of the runs of every curve.
         points: every curve's points, marked if on the Pareto frontier.
         notes: what was left out, and what a reader must know.
@@ -101,7 +102,7 @@ class Contest:
 
     @property
     def trend(self) -> Trend | None:
-        """How well the line through the reference explains what it forgot; None if it has one curve."""
+        """How well the line through the reference explains its forgetting; None if the reference has one curve."""
         return None if self.pooled is None else self.pooled.trend
 
     @property
@@ -115,8 +116,8 @@ def contest(source: Source, reference: str | Reference, confidence: float = 0.95
 
     Args:
         source: runs of one data set.
-        reference: the label of the reference, or what selects it; with filters, for a source that was read with them.
-        confidence: confidence of each interval.
+        reference: the reference's label, or a `Reference`; if that has filters, `source` must be read with them.
+        confidence: nominal coverage of each interval.
 
     Raises:
         NotComparedError: no run with this label, no plain run of it, or nothing to compare it with.
@@ -155,7 +156,7 @@ def contest(source: Source, reference: str | Reference, confidence: float = 0.95
 
 
 def _decide(c: Contender, adjusted: float, confidence: float) -> Contender:
-    """The verdict according to the numbers."""
+    """The contender with its adjusted p, and with a verdict if it has none yet."""
     alpha, saving = 1 - confidence, c.saving
     if c.verdict:
         return replace(c, adjusted_p=adjusted)
@@ -209,7 +210,7 @@ class _Judge:
         return replace(made, raw=raw, raw_axis=apart, verdict=made.verdict or (NO_LINE if apart == apart else ""))
 
     def _raw(self, paths: Sequence[Path]) -> tuple[Estimate, float]:
-        """The difference from the mean of the reference's curves at the last measurements: forgetting, and the axis."""
+        """The differences from the mean of the reference's curves at the last measurements, in forgetting and axis."""
         ends = [np.mean([(p.run.x[-1], p.run.y[-1]) for p in mine], axis=0) for mine in self.reference.values()]
         x, y = np.array(ends).T
         own = np.array([p.run.y[-1] for p in paths])
@@ -222,7 +223,7 @@ class _Judge:
         return student(value, se, freedom, self.confidence, own.size, "one more curve"), apart
 
     def _own_curve(self, key: Key) -> Key | None:
-        """The reference curve that a contender is compared with: that of its rank, or the only one."""
+        """The reference curve of a contender's rank, if it has several points, or the only one; None for all curves."""
         fit = [k for k, paths in self.reference.items() if k.rank == key.rank and key.rank >= 0]
         if len(self.reference) == 1:
             return next(iter(self.reference))
@@ -242,7 +243,7 @@ class _Judge:
     def _from_all_curves(
         self, alone: Estimate, paths: Sequence[Path], compared: Sequence[Path], span: tuple[float, float]
     ) -> Estimate | None:
-        """The same, with the spread estimated from every curve that has these seeds and covers these losses."""
+        """The paired saving, with the spread estimated from all curves that have these seeds and cover these losses."""
         if alone.scheme != "paired":
             return None
         seeds = [p.run.seed for p in paths if p.run.seed in {q.run.seed for q in compared}]
@@ -268,7 +269,7 @@ class _Judge:
         return difference(both[0], both[1], self.confidence)
 
     def _final(self, paths: Sequence[Path], compared: Sequence[Path]) -> Estimate:
-        """At each run's last measurement, against the reference run of its seed, or else against all of them."""
+        """The saving at each run's last measurement, against the reference run of its seed, or else against all."""
         ref, con = {}, {}
         by_seed = {p.run.seed: [p] for p in compared}
         for p in paths:
@@ -340,7 +341,7 @@ class _Judge:
 
 
 def _notes(made: Sequence[Contender], reference: Mapping[Key, list[Path]], pooled: Pooled | None) -> list[str]:
-    """What a reader must know of the intervals."""
+    """Notes on the intervals."""
     notes = []
     tested = sum(c.saving.known for c in made)
     if tested > 1:
@@ -351,7 +352,7 @@ def _notes(made: Sequence[Contender], reference: Mapping[Key, list[Path]], poole
         notes.append(f"{len(unknown)} of {len(made)} have no interval: " + "; ".join(reasons))
     few = [c for c in made if c.saving.scheme == "paired" and c.saving.runs == 2]
     if few:
-        notes.append("two seeds give an interval that is 6 times as wide as that of many: run 3 or more")
+        notes.append("two seeds give an interval 6 times as wide as many seeds would: run 3 or more")
     if pooled is not None:
         notes.append(f"curve through all {len(reference)} reference curves: {pooled.form} ({pooled.why})")
     return notes

@@ -2,8 +2,8 @@
 
 Steps of a run are not independent, so a run counts once, with its average over the compared losses. Student's t on such
 block averages is valid for as few as two blocks, and conservative if their variances differ (Ibragimov & Mueller 2010,
-doi:10.1198/jbes.2009.08046). All runs are measured on the same held-out text, so effects of the choice of text that are
-common to all cancel in a difference; the rest is part of the spread between runs.
+doi:10.1198/jbes.2009.08046). All runs are measured on the same held-out text, so the effects of the text that all runs
+share cancel in a difference; the rest is part of the spread between runs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ NOISIER = 0.1  # p below which a curve is said to scatter more than the others
 class Estimate:
     """A saving in nats/token: the reference's forgetting minus the contender's; above 0 the contender is better.
 
+    `trend` also uses it for the slope of the reference's line.
+
     Attributes:
         value: NaN if nothing could be compared.
-        low, high: interval; NaN if no valid one exists.
-        p: two-sided p of no difference; NaN without an interval.
+        low, high: ends of the interval; NaN if there is none.
+        p: two-sided p value for no difference; NaN without an interval.
         freedom: degrees of freedom of the interval.
         runs: number of the contender's runs behind it.
-        scheme: `paired`, `paired, spread from all curves`, `unpaired`, `one more rank`, or empty without an interval.
+        scheme: origin of the interval: `paired`, `paired, spread from all curves`, `unpaired`, `one more rank`, `one
+            more curve` or `jackknife`; empty without an interval.
         why: why there is no interval or no value; empty if there is one.
     """
 
@@ -54,7 +57,7 @@ class Estimate:
 
 
 def student(value: float, se: float, freedom: float, confidence: float, runs: int, scheme: str) -> Estimate:
-    """Student's interval and two-sided p; replicates that are equal up to rounding differ from 0 only above it."""
+    """Student's interval and two-sided p; for replicates equal up to rounding, p is 0, or 1 if the value is rounding."""
     half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * se
     exact = se <= EXACT / 100  # replicates equal to the last digit: copies, or artificial lines
     if exact and abs(value) <= EXACT:
@@ -71,7 +74,7 @@ def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def difference(reference: Mapping[str, float], contender: Mapping[str, float], confidence: float) -> Estimate:
-    """Mean of the reference minus mean of the contender, one number per run, by seed.
+    """The mean of the reference minus that of the contender, from one number per run, by seed.
 
     Runs with the same seed see the same data in the same order, so they are paired if every seed of the smaller side
     also occurs on the other side; otherwise the two sides are independent samples (Welch).
@@ -101,18 +104,18 @@ def blocks(values: Array, reference: int, contender: int, confidence: float) -> 
     """The paired difference of two curves, with the spread between runs estimated from all curves.
 
     Two or three seeds say little about a spread, and many curves have only a few seeds each. After removing each seed's
-    common effect on all curves (randomised blocks), each curve's variance is shrunk towards that of all of them; the
-    more alike they are, the more it is shrunk (Smyth 2004, doi:10.2202/1544-6115.1027; the degrees of freedom grow
-    accordingly).
+    common effect on all curves (randomised blocks), each curve's variance is shrunk towards that of all curves; the
+    more alike the variances are, the more they are shrunk (Smyth 2004, doi:10.2202/1544-6115.1027; the degrees of
+    freedom grow accordingly).
 
     Args:
         values: [K, S] forgetting of K curves with the same S seeds, averaged over the same losses.
         reference, contender: row indices.
-        confidence: confidence of the interval.
+        confidence: nominal coverage of the interval.
 
     Returns:
-        None if the other curves cannot help: there are fewer than LEAST_CURVES in all, no spread at all, or one of the
-        two scatters clearly more than the others (then only its own runs can describe it).
+        None if the other curves cannot help: there are fewer than LEAST_CURVES in all, a curve has no spread at all,
+        or one of the two scatters clearly more than the others (then only its own runs can describe it).
     """
     k, s = values.shape
     if k < LEAST_CURVES or s < LEAST_SEEDS:
@@ -134,10 +137,10 @@ def blocks(values: Array, reference: int, contender: int, confidence: float) -> 
 
 
 def prior_variance(variance: Array, freedom: float) -> tuple[float, float]:
-    """The common variance around which those of many curves scatter, and its degrees of freedom.
+    """The common variance around which the curves' variances scatter, and its degrees of freedom.
 
-    By the moments of log variances (Smyth 2004, section 6.2); infinite degrees of freedom if they scatter no more than
-    equal variances would.
+    From the moments of the log variances (Smyth 2004, section 6.2). The degrees of freedom are infinite if the
+    variances scatter no more than estimates of one variance would.
     """
     e = np.log(variance) - special.digamma(freedom / 2) + math.log(freedom / 2)
     excess = float(e.var(ddof=1) - special.polygamma(1, freedom / 2))

@@ -1,4 +1,4 @@
-"""The Pareto frontier over all curves: points that no other point beats in both losses."""
+"""The Pareto frontier over all curves: the points that no other point dominates in both losses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Point:
 
     Attributes:
         key: the curve.
-        place: its index among the curve's points.
+        place: index among the curve's points.
         step: update steps; NaN if unknown, or if they differ between the runs.
-        loss: mean fine-tuning loss (or accuracy), as in the table.
+        loss: mean fine-tuning loss (or accuracy), in the table's direction.
         forgetting: mean forgetting, nats/token.
         loss_se, forgetting_se: standard errors of the means between runs; NaN for a single run.
         runs: number of runs.

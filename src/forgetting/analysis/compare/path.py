@@ -16,7 +16,7 @@ TIE = 1e-12
 
 @dataclass(frozen=True)
 class Path:
-    """First passage: those of a run's measurements at which the loss is lower than at all earlier ones.
+    """A run's first-passage curve: the measurements at which its loss is lower than at all earlier ones.
 
     What a run does after its lowest loss (it forgets more without improving) is left out, since nobody who stops early
     would choose it. Between measurements the curve is linear, so a run that stopped early has exactly the curve of the
@@ -24,9 +24,9 @@ class Path:
 
     Attributes:
         run: the run.
-        x: [k] losses, increasing; oriented so that lower is better.
-        y: [k] forgetting.
-        step, seconds: [k] steps and training time needed.
+        x: [k] losses, increasing, so in reverse order of training; oriented so that lower is better.
+        y: [k] forgetting, nats/token.
+        step, seconds: [k] steps and training time until then.
     """
 
     run: Run
@@ -46,7 +46,7 @@ class Path:
         return float(self.x[-1])
 
     def mean(self, low: float, high: float) -> float:
-        """Forgetting averaged over losses from `low` to `high`, or at one loss if they are equal."""
+        """Forgetting averaged over losses from `low` to `high`, or at one loss if they are equal; NaN outside x."""
         if self.x.size == 1:
             return float(self.y[0]) if low == high == self.low else math.nan
         if low < self.low - TIE or high > self.high + TIE:
@@ -58,7 +58,7 @@ class Path:
         return float(np.trapezoid(np.interp(at, self.x, self.y), at)) / (high - low)
 
     def cost(self, x: float) -> tuple[float, float]:
-        """Steps and seconds until the loss first reached x; NaN if it never did, or already had at the start."""
+        """Steps and seconds until the loss first reached x; NaN if it never did, or was lower from the start."""
         if not self.low - TIE <= x <= self.high + TIE:
             return math.nan, math.nan
         return float(np.interp(x, self.x, self.step)), float(np.interp(x, self.x, self.seconds))

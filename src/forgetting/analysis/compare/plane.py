@@ -20,7 +20,7 @@ FRONT = "front"
 
 @dataclass(frozen=True)
 class Look:
-    """How a curve is drawn: its series, colour (or CSS variable), marker symbol."""
+    """How a curve is drawn: name of its series, colour (or CSS variable), and marker symbol."""
 
     series: str
     colour: str
@@ -74,7 +74,7 @@ def plane(c: Contest, looks: Mapping[Key, Look]) -> tuple[Chart, list[str]]:
 
 
 def own_looks(c: Contest) -> tuple[dict[Key, Look], dict[str, str]]:
-    """Styles for the curves of one comparison, and names of their series: the reference's ranks share one scale."""
+    """Styles of a comparison's curves, and names of their series; the reference's ranks share one colour scale."""
     reference = [key for key in c.runs if key in c.references]
     others = [key for key in c.runs if key not in reference]
     looks, names = {}, {}

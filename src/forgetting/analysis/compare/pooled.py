@@ -1,4 +1,4 @@
-"""The reference over all its ranks: Eq. 4's line or a parabola, and how far its own ranks are from it.
+"""One curve through all ranks of the reference: Eq. 4's line or a parabola, and how far its own ranks are from it.
 
 A contender that shares no rank with the reference is compared with one curve through all reference ranks. The interval
 answers: is it farther from that curve than one more rank of the reference would be? Each reference rank in turn is left
@@ -34,10 +34,10 @@ class Pooled:
     Attributes:
         curves: its paths by rank.
         form: `line` or `parabola`.
-        coefficients: of the polynomial, highest power first: through all ranks (None), and with each left out.
+        coefficients: coefficients of the polynomial, highest power first, by the rank left out (None: all ranks).
         why: why this form was chosen.
         errors: root mean square error on left-out ranks, by form, nats/token.
-        low, high: the range of losses that the reference measured.
+        low, high: the range of losses that the reference's runs pass through.
         trend: how well the curve explains what the reference's runs forgot.
     """
 
@@ -59,7 +59,7 @@ class Pooled:
         return max(p.high for paths in self.curves.values() for p in paths)
 
     def mean(self, low: float, high: float, without: Key | None = None) -> float:
-        """Forgetting on the curve, averaged over losses from low to high, with one rank left out of the fit or none."""
+        """Forgetting on the curve, averaged over losses from low to high; with `without`, this rank is left out."""
         return average(self.coefficients[without], low, high)
 
     def saving(self, paths: Sequence[Path], low: float, high: float, confidence: float) -> Estimate:
@@ -69,7 +69,7 @@ class Pooled:
         return self._with_interval(value, own, self.placebos(low, high), confidence)
 
     def at_points(self, points: Sequence[tuple[float, float]], confidence: float) -> Estimate:
-        """The same at the single (loss, forgetting) of each run of a contender, if the curve reaches that loss."""
+        """A contender's saving at one (loss, forgetting) point per run, for the losses that the reference measured."""
         inside = [(x, y) for x, y in points if self.low <= x <= self.high]
         if not inside:
             return Estimate(NAN, why="outside the reference's losses")
@@ -78,7 +78,7 @@ class Pooled:
         return self._with_interval(float(each.mean()), each, self.placebos(middle, middle), confidence)
 
     def placebos(self, low: float, high: float) -> list[float]:
-        """The apparent saving of each reference rank against the others, over its part of these losses."""
+        """The apparent saving of each reference rank against the others, over the part of these losses that it has."""
         found = []
         for key, paths in self.curves.items():
             others = [p for other, mine in self.curves.items() if other != key for p in mine]
@@ -95,7 +95,7 @@ class Pooled:
         return found
 
     def _left_out_point(self, key: Key, paths: Sequence[Path], others: Sequence[Path]) -> list[float]:
-        """The apparent saving of a rank with single-point runs, at its own losses; one number, or none."""
+        """The apparent saving of a rank with single-point runs, at its own losses: a list of one number, or empty."""
         low, high = min(p.low for p in others), max(p.high for p in others)
         own = [self.mean(p.low, p.low, without=key) - float(p.y[0]) for p in paths if low <= p.low <= high]
         return [float(np.mean(own))] if own else []
@@ -113,7 +113,7 @@ class Pooled:
         return student(value, se, freedom, confidence, own.size, "one more rank")
 
     def _between_seeds(self) -> tuple[float, float] | None:
-        """Variance between seeds at one loss, pooled over ranks, with degrees of freedom; None if all are single."""
+        """Variance between seeds, pooled over ranks, with its degrees of freedom; None if no rank has several seeds."""
         squares, freedom = 0.0, 0
         for paths in self.curves.values():
             span = window(paths)
@@ -125,7 +125,7 @@ class Pooled:
 
 
 def fit(paths: Sequence[Path], form: str) -> Array:
-    """Coefficients, highest power first, by least squares; every run has the same weight."""
+    """Coefficients of the polynomial, highest power first, by least squares with the same weight for every run."""
     x, y = np.concatenate([p.x for p in paths]), np.concatenate([p.y for p in paths])
     weight = np.concatenate([np.full(p.x.size, 1 / math.sqrt(p.x.size)) for p in paths])
     degree = min(FORMS[form], np.unique(x).size - 1)
@@ -136,7 +136,7 @@ def fit(paths: Sequence[Path], form: str) -> Array:
 
 
 def pool(curves: Mapping[Key, list[Path]], confidence: float = 0.95, sign: float = 1.0) -> Pooled:
-    """Choose the form that predicts left-out ranks better: the line of Eq. 4, unless the parabola is clearly better.
+    """Fit one curve to all ranks of the reference: Eq. 4's line, or a parabola if it predicts left-out ranks better.
 
     Args:
         curves: the reference's curves.
@@ -151,7 +151,7 @@ def pool(curves: Mapping[Key, list[Path]], confidence: float = 0.95, sign: float
             curves,
             "line",
             fits["line"],
-            "too few ranks to leave one out, so it is the line of Eq. 4",
+            "too few ranks to leave one out, so the line of Eq. 4 is used",
             errors,
             trends["line"],
         )
@@ -164,7 +164,7 @@ def pool(curves: Mapping[Key, list[Path]], confidence: float = 0.95, sign: float
 
 
 def _fits(curves: Mapping[Key, list[Path]], form: str) -> dict[Key | None, Array]:
-    """Coefficients through all ranks (None), and with each one left out."""
+    """Coefficients by the rank left out; None stands for all ranks."""
     left: list[Key | None] = [None, *curves]
     return {out: fit([p for key, paths in curves.items() if key != out for p in paths], form) for out in left}
 

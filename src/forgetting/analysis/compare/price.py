@@ -15,12 +15,12 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class Price:
-    """Means over runs at one fine-tuning loss; NaN if a run never reaches it, or if it was not recorded.
+    """Mean costs of runs until one fine-tuning loss; NaN if a run never reaches it, or a cost was not recorded.
 
     Attributes:
         loss: the loss (or accuracy) to reach: the best that every compared run has.
         steps, reference_steps: update steps until then.
-        seconds, reference_seconds: training time until then.
+        seconds, reference_seconds: training time until then, in seconds.
         memory, reference_memory: peak memory of the runs, MiB.
         params, reference_params: trainable parameters.
     """
@@ -37,10 +37,9 @@ class Price:
 
 
 def price(loss: float, shown: float, contender: Sequence[Path], reference: Sequence[Path]) -> Price:
-    """The price of reaching `loss` (oriented; `shown` is its value in the table).
+    """The price of reaching `loss`, oriented so that lower is better; `shown` is its value in the table.
 
-    Interpolated weights cost the whole training, whatever their alpha. Of the reference, only runs that reach this loss
-    count.
+    Interpolated weights cost the whole training at any alpha. Of the reference, only runs that reach this loss count.
     """
     steps, seconds = _until(contender, loss)
     had = [p for p in reference if math.isfinite(p.cost(loss)[0])]
@@ -64,5 +63,5 @@ def _until(paths: Sequence[Path], loss: float) -> tuple[float, float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """NaN if there is none, or one is missing."""
+    """The mean; NaN if there is no value, or one is NaN."""
     return float(np.mean(values)) if values else NAN

@@ -1,4 +1,4 @@
-"""Selects the runs that all others are compared with: those of a label, or those whose columns have given values."""
+"""Selects the runs that all others are compared with, by label or by values of columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Reference:
 
     Attributes:
         label: label of the runs; empty for any.
-        where: by column, the values of which a run must have one.
+        where: by column, the values of which a row must have one.
     """
 
     label: str = ""
@@ -40,7 +40,7 @@ class Reference:
         ]
 
     def holds(self, key: Key, runs: Sequence[Run]) -> bool:
-        """Whether a curve belongs to the reference."""
+        """Whether a curve belongs to the reference; interpolated weights never do."""
         if any(run.interpolated for run in runs) or (key.mitigation and MITIGATION not in dict(self.where)):
             return False
         return all(run.chosen for run in runs) if self.where else key.label == self.label
@@ -50,12 +50,12 @@ def reference_of(given: str | Sequence[str] | Mapping[str, Any] | None, tables: 
     """The reference that an argument means.
 
     Args:
-        given: a label; `COLUMN=VALUE`; several of these, all of which a run must have (any of one column); or values
-            by column. None if the tables have only one label.
+        given: a label; `COLUMN=VALUE`; several of these, of which a run must match every column (any of the values
+            given for one); or values by column. None means the only label of the tables.
         tables: rows by data set.
 
     Raises:
-        UsageError: no such label, column or value, or two labels.
+        UsageError: no such label, column or value, two labels, or None although there are several.
     """
     labels = labels_of(tables)
     if not labels and (given is None or isinstance(given, str)):
@@ -101,7 +101,11 @@ def _where(items: Sequence[tuple[str, str]]) -> tuple[tuple[str, tuple[str, ...]
 
 
 def _checked(reference: Reference, tables: Mapping[str, Table]) -> Reference:
-    """The reference, if some row of some table belongs to it."""
+    """The reference, if a row of a table belongs to it.
+
+    Raises:
+        UsageError: no row has one of the columns or values, or all of them together.
+    """
     for column, values in reference.where:
         if not any(column in table for table in tables.values()):
             columns = dict.fromkeys(name for table in tables.values() for name in table)
@@ -121,7 +125,7 @@ def _has(table: Table, i: int, column: str, values: Sequence[str]) -> bool:
 
 
 def _same(cell: Any, value: str) -> bool:
-    """Whether a cell equals a written value: the same text ignoring case, or the same number."""
+    """Whether a cell equals a value given as text: the same text ignoring case, or the same number."""
     if cell is None:
         return value.lower() in ("", "none")
     if str(cell).lower() == value.lower():

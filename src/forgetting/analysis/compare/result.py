@@ -35,7 +35,7 @@ class Comparison(Result):
     """The comparison of a study or table.
 
     Attributes:
-        reference: the label that all are compared with, or the filters that chose the runs.
+        reference: the label of the runs that all others are compared with, or the filters that selected them.
         contests: the comparison by data set.
         beyond: Appendix B's rows by data set; empty if no law could be tested on another method.
         without: data sets in which nothing could be compared -> why.
@@ -58,7 +58,7 @@ class Comparison(Result):
         return {key: plain(value) for key, value in out.items()}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per contender: the verdict, savings with intervals, Holm's p, the price."""
+        """One row per contender: the verdict, savings with intervals, Holm's p, and the price."""
         import pandas as pd
 
         return pd.DataFrame([contender_row(one, c) for c in self.contests.values() for one in c.contenders])
@@ -76,10 +76,10 @@ class Comparison(Result):
         """The trade-off plane of a data set, as in the report: every curve, and the Pareto frontier.
 
         Args:
-            dataset: which one, if several were compared.
+            dataset: its name; needed if several were compared.
 
         Raises:
-            UsageError: no such data set, or several and none was given.
+            UsageError: no such data set, or several and none given.
         """
         if dataset is None and len(self.contests) > 1:
             raise UsageError(f"figure: several data sets; give dataset=, one of {', '.join(self.contests)}")
@@ -102,22 +102,22 @@ def compare_tables(
     start: float = 0.0,
     fits: Mapping[str, Mapping[str, Fit]] | None = None,
 ) -> Comparison:
-    """Compare within each data set.
+    """Compare the runs within each data set.
 
     Args:
         tables: rows by data set.
-        reference: what all others are compared with; see `reference_of`.
-        by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
+        reference: the runs that all others are compared with; see `reference_of`.
+        by: the column to hold equal; default `test_accuracy` if the table has it, else `finetune_loss`.
         direction: whether `lower` or `higher` is better, for a column where this is unknown.
-        confidence: confidence of each interval.
+        confidence: nominal coverage of each interval.
         start: first step that counts; earlier ones are left out.
-        fits: fitted laws by data set and name; None fits them for Appendix B.
+        fits: fitted laws by data set and name, for Appendix B; None to fit them.
 
     Raises:
         UsageError: a mistake in a table or argument, or nothing to compare in any data set.
     """
     if not 0 < confidence < 1:
-        raise UsageError(f"confidence {confidence:g}; it lies between 0 and 1, such as 0.95")
+        raise UsageError(f"confidence: got {confidence:g}; give a number between 0 and 1, such as 0.95")
     chooses = reference_of(reference, tables)
     contests, others, without = {}, {}, {}
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""Identifies the runs of a table without run names for a comparison: by label, mitigation, rank, seed, ..."""
+"""Identifies the runs of a table without run names, for a comparison: by label, mitigation, rank, seed, ..."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from forgetting.errors import UsageError
 
 
 def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
-    """A table with a column `run_id`, and a note where the column comes from if the table has none.
+    """Add a column `run_id` if the table has none, and return notes that say how rows were assigned to runs.
 
-    Rows belong to one run if they agree in every column that describes a run, and their steps increase; without steps,
-    every row is a run.
+    Rows belong to one run if they agree in every column that describes a run, and their steps increase. Without steps,
+    or without a label or method, every row is a run.
 
     Args:
         table: columns by name, one entry per measurement.
@@ -53,7 +53,7 @@ def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
 
 
 def _trained(table: Table, i: int) -> bool:
-    """Whether a row was measured during training in a run that ended well, so not on interpolated weights."""
+    """Whether a row was measured during the training of a finished run, not on interpolated weights."""
     status = table["status"][i] if "status" in table else None
     alpha = number_in(table["alpha"][i]) if "alpha" in table else math.nan
     return str(status or "done") in ("done", "nan") and not alpha < 1

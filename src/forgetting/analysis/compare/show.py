@@ -1,4 +1,4 @@
-"""A comparison as a reader sees it: tables and sentences."""
+"""A comparison as tables and sentences for readers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _savings_shown(c: Contest, contenders: Sequence[Contender], heading: list[st
 
 
 def _raw_shown(c: Contest, contenders: Sequence[Contender], heading: list[str], last: list[str]) -> Shown:
-    """Differences from the mean of a reference that is not a line, sorted by name, not by size."""
+    """Differences from the mean of a reference that is not a line; they are not ranked, and so sorted by name."""
     title = (
         f"Not ranked: how far below the reference's mean each ends (with the {c.confidence:.0%} interval for one more "
         f"curve of the reference), and how much higher its {c.axis.name} is there"
@@ -78,7 +78,7 @@ def _raw_shown(c: Contest, contenders: Sequence[Contender], heading: list[str], 
 
 
 def beyond_shown(reference: str, beyond: Mapping[str, Sequence[Beyond]]) -> Shown:
-    """Appendix B of every data set, with the laws fitted to the reference."""
+    """Appendix B of every data set: how well the laws fitted to the reference predict the other methods."""
     heading = [f"Do the laws fitted to {reference} hold for the other methods' plain runs (Appendix B)?"]
     head = ("", "law", "R2", f"R2 on {reference}", "measured - predicted", "runs")
     rows = [

@@ -1,4 +1,4 @@
-"""What is compared: the runs of a study or table, each with its path through (fine-tuning loss, forgetting)."""
+"""The runs to compare, from a study or table, each with its path through (fine-tuning loss, forgetting)."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ class Run:
 
     Attributes:
         key: (label, mitigation, rank, variant); runs with the same key and different seeds are replicates.
-        seed: as text.
-        run_id: names it in messages.
+        seed: the seed as text; empty if unknown.
+        run_id: its name in messages.
         x: [n] fine-tuning loss (or minus the accuracy, so that lower is better), in training order.
         y: [n] forgetting, nats/token.
         step: [n] update steps.
-        seconds: [n] training time so far, NaN if unknown.
+        seconds: [n] training time so far in seconds, NaN if unknown.
         alpha: [n] share of the tuned weights in an interpolation with the base model; 1 during training.
         params: trainable parameters, NaN if unknown.
         memory: peak memory in MiB, NaN if unknown.
-        interpolated: whether the points are weights between the base model and the tuned one.
-        chosen: whether a filter selected it for the reference.
+        interpolated: whether the points are weights interpolated between the base model and the tuned one.
+        chosen: whether filters selected it for the reference.
     """
 
     key: Key
@@ -90,10 +90,14 @@ class Run:
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """A curve: a method by its label in the study, its mitigation, its rank.
+    """A curve: a method, its mitigation, and its rank.
 
     Attributes:
-        shown: the mitigation in names, with short paths.
+        label: the method's label in the study.
+        mitigation: the mitigations with their options; empty for none.
+        rank: the rank; -1 if there is none.
+        variant: what distinguishes the curve from others with the same label, mitigation and rank; may be empty.
+        shown: the mitigation as shown to readers, with short paths.
     """
 
     label: str
@@ -133,10 +137,10 @@ class Source:
 
 
 def choose_axis(table: Table, by: str | None, direction: str | None) -> Axis:
-    """The column that is held equal: `finetune_loss`, or the test accuracy of PEFT's results.
+    """The column to hold equal: `by`, else `test_accuracy` if the table has it (PEFT's results), else `finetune_loss`.
 
     Raises:
-        UsageError: no such column, or it is not known which direction is better.
+        UsageError: no such column, it measures forgetting, or its better direction is unknown or given wrongly.
     """
     column = by or ("test_accuracy" if "test_accuracy" in table else "finetune_loss")
     if column not in table:
@@ -160,14 +164,14 @@ def choose_axis(table: Table, by: str | None, direction: str | None) -> Axis:
 
 
 def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chosen: Sequence[bool] = ()) -> Source:
-    """The runs in one data set's table that ended well, each from `start` on, without the base model's own row.
+    """Read the finished runs of one data set, each from `start` on, without the row of the base model.
 
     Args:
         table: columns by name, one entry per measurement.
         name: the data set.
         axis: what is held equal.
-        start: steps before it are left out.
-        chosen: whether each row belongs to the reference, if a label alone does not tell.
+        start: first step that counts.
+        chosen: [n] whether each row belongs to the reference, if filters select it; empty if a label does.
 
     Raises:
         NotComparedError: there is no finished run.
@@ -215,7 +219,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
 
 
 def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
-    """The table with GAP as the status of rows that lack a number, and a note that counts and names them."""
+    """The table with GAP as the status of rows that lack a required number, and a note on these rows."""
     gaps: dict[int, str] = {}
     for i in range(rows(reader.table)):
         counts = reader.counts(i, start) or 0 < reader.number("alpha", i) < 1
@@ -230,9 +234,9 @@ def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
 
 
 def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Treat runs of one rank without a seed as replicates, unpaired with other runs; adds a note.
+    """Treat runs of one rank without seeds as replicates that are not paired with other runs; a note says so.
 
-    If each counted as a rank of its own, one rank's scatter would look like that of several ranks.
+    If each counted as a rank of its own, the scatter within one rank would look like that between ranks.
     """
     found: dict[tuple[Key, bool], list[Run]] = {}
     for run in runs:
@@ -254,7 +258,7 @@ def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
-    """Runs by key. Two runs with the same key and seed are not replicates: then each run is a curve of its own."""
+    """Runs by key. If runs of one key share a seed, they are not replicates, and each is a curve of its own."""
     found: dict[Key, list[Run]] = {}
     for run in runs:
         found.setdefault(run.key, []).append(run)
@@ -282,7 +286,7 @@ def _apart(found: Mapping[Key, list[Run]]) -> dict[Key, list[Run]]:
 
 
 class _Reader:
-    """The cells of a table as numbers and texts; errors name row and column."""
+    """Reads the cells of a table as numbers and texts; its errors name row and column."""
 
     def __init__(self, table: Table, name: str, axis: Axis, forgot: str, chosen: Sequence[bool] = ()) -> None:
         self.table, self.name, self.axis, self.forgot, self.chosen = table, name, axis, forgot, chosen
@@ -293,7 +297,7 @@ class _Reader:
         return "" if _missing(cell) else str(cell)
 
     def number(self, column: str, i: int) -> float:
-        """A number, NaN if there is none."""
+        """A cell as a number; NaN if it is none."""
         cell = self.table[column][i] if column in self.table else math.nan
         try:
             return math.nan if isinstance(cell, bool) else float(cell)
@@ -308,22 +312,22 @@ class _Reader:
         return self.sized(column, i)
 
     def sized(self, column: str, i: int) -> float:
-        """A number, NaN if there is none; refused if its square cannot be computed with."""
+        """A cell as a number, NaN if it is none; refused if it is too large or small to compute with."""
         value = self.number(column, i)
         if math.isfinite(value) and incomputable(np.array(value)):
             raise UsageError(f"'{self.name}', row {i + 1}, column '{column}': {value:g} where {SIZES}")
         return value
 
     def status(self, i: int) -> str:
-        """The status with which the row's run ended."""
+        """The status of the row's run; `done` if the table does not say."""
         return self.text("status", i) or DONE
 
     def gap(self, i: int) -> str:
-        """The first required column whose cell says that there is no number, or an empty text."""
+        """The first required column whose cell says that there is no number; empty if there is none."""
         return next((name for name in (self.axis.column, self.forgot) if is_missing(self.table[name][i])), "")
 
     def refuse_blank_runs(self) -> None:
-        """Refuse rows without a run if other rows have one."""
+        """Refuse rows without a run if other rows name theirs."""
         blank = [i for i in range(rows(self.table)) if not self.text("run_id", i).strip() and self.status(i) != GAP]
         if "run_id" in self.table and blank and len(blank) < rows(self.table):
             raise UsageError(f"'{self.name}', row {blank[0] + 1}, column 'run_id': blank; name the run of every row")
@@ -338,7 +342,7 @@ class _Reader:
         return Key(label, mitigation, rank if math.isfinite(rank) else -1.0, variant, shown)
 
     def runs(self, run_id: str, at: Sequence[int], start: float) -> list[Run]:
-        """The paths of one run: its training, and its interpolated weights, if any."""
+        """One run's curves: its training, and its interpolated weights, if any."""
         alpha = {i: self.alpha(i) for i in at}
         trained = [i for i in at if alpha[i] == 1.0 and self.counts(i, start)]
         trained.sort(key=lambda i: self.number("step", i))
@@ -358,7 +362,7 @@ class _Reader:
         return 1.0 if math.isnan(alpha := self.number("alpha", i)) else alpha
 
     def counts(self, i: int, start: float) -> bool:
-        """Whether a row's step counts in the comparison."""
+        """Whether a row's step is after 0 and from `start` on, or unknown."""
         step = self.number("step", i)
         return math.isnan(step) or (step > 0 and step >= start)
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def study_tables(table: pd.DataFrame, runs: Sequence[Mapping[str, Any]], only: Only | None = None) -> dict[str, Table]:
-    """A study's rows by data set, with a column `variant`: options in which methods of one label and rank differ.
+    """A study's rows by data set, with a column `variant`: the options in which runs of one label and rank differ.
 
     Args:
         table: from `analysis.study_table.load_study`.
         runs: the run records, which contain the options.
-        only: keep rows whose column has one of these values.
+        only: by column, the values of which a kept row has one.
     """
     rows = {str(name): table[name].tolist() for name in table.columns}
     variants = _variants(runs)
@@ -67,7 +67,7 @@ def open_study(path: Path, only: Only | None = None) -> tuple[StudyConfig, dict[
 
 
 def any_tables(source: Source, only: Only | None = None) -> dict[str, Table]:
-    """The rows by data set of paths, a DataFrame, a datasets.Dataset, columns or rows, filtered by `only`.
+    """The rows of any source by data set, filtered by `only`.
 
     Raises:
         UsageError: not a table, or a mistake in it.

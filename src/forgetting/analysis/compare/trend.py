@@ -1,10 +1,10 @@
-"""What the reference's own line says about forgetting: R², scatter, and whether its slope differs from zero.
+"""How well the reference's own line explains forgetting: R², scatter, and whether its slope differs from zero.
 
 If forgetting does not depend on what is held equal, "less at an equal loss" only means "less than the reference's
-mean", and being below the line is not a saving. The test: the slope of the curve through the reference, with the error
-of the jackknife that leaves out one run at a time, so that measurements of a run count as one (cluster jackknife;
-MacKinnon, Nielsen & Webb 2023, doi:10.1002/jae.2942), and Student's t with one degree of freedom fewer than runs. For a
-parabola, slope and curvature are tested, each at half the error level.
+mean", and being below the line is not a saving. The test uses the slope of the curve through the reference, with the
+standard error of a jackknife that leaves out one run at a time, so that the measurements of a run count as one (cluster
+jackknife; MacKinnon, Nielsen & Webb 2023, doi:10.1002/jae.2942), and Student's t with one degree of freedom fewer than
+runs. For a parabola, slope and curvature are tested, each at half the error level.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def trend(paths: Sequence[Path], degree: int, confidence: float, sign: float = 1
     Args:
         paths: the paths of all the reference's runs.
         degree: 1 for a line, 2 for a parabola.
-        confidence: of the slope's interval, and of the test.
+        confidence: nominal coverage of the slope's interval; 1 minus the level of the test.
         sign: -1 if the paths' x is minus the table's column.
     """
     x, y, weight = _points(paths)
@@ -78,7 +78,7 @@ def _points(paths: Sequence[Path]) -> tuple[Array, Array, Array]:
 def _polynomial(x: Array, y: Array, weight: Array, degree: int) -> Array:
     """Coefficients, highest power first; those that the points cannot determine are 0."""
     able = min(degree, np.unique(x).size - 1)
-    # scaled by the spread, for numerical accuracy
+    # scaled by the largest size, for numerical accuracy
     unit = float(np.abs(x).max()) or 1.0
     root = np.sqrt(weight)
     found = np.linalg.lstsq(np.vander(x / unit, able + 1) * root[:, None], y * root, rcond=None)[0]

@@ -24,12 +24,12 @@ UNIT = "nats/token"
 
 
 def number(value: float) -> str:
-    """Three decimals, since measurements resolve no less than a thousandth of a nat. A dash if unknown."""
+    """A number with three decimals, because measurements resolve nothing below 0.001 nats; a dash if unknown."""
     return f"{value:.3f}".replace("-0.000", "0.000") if math.isfinite(value) else "-"
 
 
 def span(e: Estimate, *, turned: bool = False) -> str:
-    """`0.103 [0.081, 0.125]`; `turned` gives what is lost instead of what is saved."""
+    """An estimate such as `0.103 [0.081, 0.125]`; `turned` changes its sign, from saved to lost."""
     if not math.isfinite(e.value):
         return "-"
     value, low, high = (-e.value, -e.high, -e.low) if turned else (e.value, e.low, e.high)
@@ -37,7 +37,7 @@ def span(e: Estimate, *, turned: bool = False) -> str:
 
 
 def sentence(c: Contender, contest: Contest) -> str:
-    """The finding, in one sentence without a subject."""
+    """The finding, in one sentence whose subject, the contender, is left out."""
     axis, saving = contest.axis, c.saving
     tested = sum(one.saving.known for one in contest.contenders)
     match c.verdict:
@@ -52,10 +52,12 @@ def sentence(c: Contender, contest: Contest) -> str:
         case verdict if verdict == CORRECTED:
             return (
                 f"no evidence that it beats early stopping, after correction for {several(tested, 'contender')} "
-                f"({span(saving)} nats by itself; Holm's p {c.adjusted_p:.2g})"
+                f"({span(saving)} nats before it; Holm's p {c.adjusted_p:.2g})"
             )
         case verdict if verdict == NEVER:
-            return f"never reaches this {axis.name}: {number(c.best)} at best, where the reference is better throughout"
+            return (
+                f"never reaches the reference's {axis.name}: {number(c.best)} at best; the reference is always better"
+            )
         case verdict if verdict == BEYOND:
             return f"the reference never reaches its {axis.name}: {number(c.reference_best)} at best"
         case verdict if verdict == NO_LINE:
@@ -80,7 +82,7 @@ def raw_words(c: Contender, axis: str) -> str:
 
 
 def line_words(c: Contest) -> str:
-    """How well the reference's line explains what it forgot; empty if the reference has one curve."""
+    """How well the reference's line explains its forgetting; empty if the reference has one curve."""
     if c.trend is None or c.pooled is None:
         return ""
     t = c.trend
@@ -103,12 +105,12 @@ def flat_words(c: Contest) -> str:
 
 
 def share(value: float) -> str:
-    """R² with four decimals, a dash where unknown."""
+    """R² with four decimals; a dash if unknown."""
     return f"{value:.4f}" if math.isfinite(value) else "-"
 
 
 def reach(c: Contender, contest: Contest) -> str:
-    """Whether it gets as far as the reference; empty if it does."""
+    """How far the contender falls short of the reference's best; empty if it reaches it."""
     if c.reaches_last or c.verdict == NEVER:
         return ""
     name = contest.axis.name
@@ -124,13 +126,13 @@ def cost(c: Contender) -> str:
     if math.isfinite(p.seconds) and p.reference_seconds > 0:
         parts.append(f"{p.seconds / p.reference_seconds:.2f} times its time")
     if math.isfinite(p.memory - p.reference_memory):
-        # a difference, because on a CPU it is the whole process, including the same libraries and data
+        # a difference, because on a CPU it is the memory of the whole process, with the same libraries and data
         parts.append(f"{p.memory - p.reference_memory:+.0f} MiB of memory")
     return ", ".join(parts)
 
 
 def frontier_words(points: list[Point]) -> str:
-    """Which curves are on the frontier, with how many of their points, and how certain that is."""
+    """The curves on the frontier, with how many of their points, and in which share of the seeds alone."""
     held: dict[Key, list[Point]] = {}
     for p in points:
         if p.front:
@@ -140,6 +142,6 @@ def frontier_words(points: list[Point]) -> str:
     for key, mine in sorted(held.items(), key=lambda item: -len(item[1])):
         share = sum(p.seeds for p in mine) / len(mine)
         runs = mine[0].runs
-        sure = f"; {share:.0%} of them also within the {runs} seeds alone" if runs > 1 else "; one seed"
+        sure = f"; also in {share:.0%} of the {runs} seeds, on average" if runs > 1 else "; one seed"
         said.append(f"{key} ({len(mine)} of {several(total[key], 'point')}{sure})")
     return "; ".join(said)
