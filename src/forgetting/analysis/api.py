@@ -83,8 +83,7 @@ def fit(
 ) -> Fit | GroupedFits:
     """Fit one law to the runs of one data set: global optimum, with intervals from resampling whole runs.
 
-    From a study, plain runs of the first method are fitted; for the laws `replay` and `kl`, also runs whose only
-    mitigation is that one.
+    From a study, plain runs of the first method are fitted; laws `replay` and `kl` add runs with only that mitigation.
 
     Args:
         table: paths of tables, a study folder or result, DataFrame, Dataset, columns or rows; one row per measurement.
@@ -94,8 +93,7 @@ def fit(
         only: by column, the value that kept rows have, or a list of allowed values; None stands for blank cells.
         from_step: leave out earlier steps; default: a study's own `measure_start`; all steps of another table are kept.
         columns: by variable or output of the law, the table's column, if its name differs.
-        run: the column or columns that name the runs; rows that agree in them, such as those of one `seed`, are
-            resampled together.
+        run: the column or columns that name the runs; rows that agree in them, as in `seed`, are resampled together.
         iid: treat every row as independent in the intervals, ignoring runs.
         objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
         delta: residual at which Huber's loss becomes linear, in the residual's unit.
@@ -225,15 +223,13 @@ def plan(
         floor: forgetting loss of the base model itself, in nats/token; default the study's.
         ranks: LoRA ranks to compare; default powers of two across the measured range.
         params: trainable parameters, instead of ranks.
-        replay, kl: shares of replay or weights of KL to compare, if the study varied them; default any value up to the
-            largest measured one; 0 leaves the mitigation out.
+        replay, kl: shares of replay or weights of KL to compare, if the study varied them; default any; 0 for none.
         params_per_rank: trainable parameters of rank 1, if the law does not know them.
         model: a folder or Hub id of the model whose configuration gives the trainable parameters of rank 1.
         target_modules: LoRA target modules for `model`; default all-linear.
         batch, context: sequences per step and tokens per sequence, for tokens and FLOPs; default as in the study.
         next_run: also find the runs that would narrow the answer most.
-        max_steps: number of steps of a next run, and limit of the steps of a run with a mitigation; default the most
-            measured steps.
+        max_steps: steps of a next run, and limit of those of a run with a mitigation; default the most measured steps.
         dataset: only this data set.
 
     Raises:

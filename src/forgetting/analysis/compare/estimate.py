@@ -57,7 +57,7 @@ class Estimate:
 
 
 def student(value: float, se: float, freedom: float, confidence: float, runs: int, scheme: str) -> Estimate:
-    """Student's interval and two-sided p; for replicates equal up to rounding, p is 0, or 1 if the value is rounding."""
+    """Student's interval and two-sided p, which for replicates equal up to rounding is 0, or 1 if the value is 0."""
     half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * se
     exact = se <= EXACT / 100  # replicates equal to the last digit: copies, or artificial lines
     if exact and abs(value) <= EXACT:

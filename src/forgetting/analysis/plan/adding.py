@@ -17,7 +17,7 @@ from forgetting.tuning.grid import runs_by_id
 
 
 def with_commands(study: Path, candidates: Sequence[NextRun]) -> list[NextRun]:
-    """The candidates, each with the command that adds it to a study, and the number of runs that the command executes.
+    """Add to each candidate the command that adds it to a study, and the number of runs that the command executes.
 
     The number includes all combinations that a new rank, seed or length adds to the study's grid, and any pending runs.
     """

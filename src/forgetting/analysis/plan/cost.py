@@ -23,9 +23,9 @@ class Cost:
     Attributes:
         tokens_per_step: tokens per step, without padding.
         model_params: number of parameters of the base model; without it, FLOPs are unknown.
-        seconds: seconds of a step without trainable parameters, and seconds per trainable parameter; None if unknown.
-        mitigated: the same of a step with a mitigation that takes passes of its own, NaN if unknown; None if it takes
-            none.
+        seconds: seconds per step, and additional seconds per step and trainable parameter; None if unknown.
+        mitigated: the same two numbers for a step with a mitigation that needs passes of its own, NaN if unknown; None
+            without such a mitigation.
     """
 
     tokens_per_step: float
@@ -34,14 +34,14 @@ class Cost:
     mitigated: tuple[float, float] | None = None
 
     def of_mitigated(self) -> Cost:
-        """The cost of a step with the mitigation: FLOPs are unknown if it takes passes of its own."""
+        """The cost of a step with the mitigation; FLOPs are unknown if it needs passes of its own."""
         if self.mitigated is None:
             return self
         seconds = self.mitigated if np.isfinite(self.mitigated).all() else None
         return replace(self, model_params=None, seconds=seconds, mitigated=None)
 
     def tokens(self, steps: float) -> float:
-        """Tokens of a run with so many steps."""
+        """Tokens of a run with this number of steps."""
         return steps * self.tokens_per_step
 
     def flops(self, steps: float, trainable: float) -> float | None:
@@ -49,8 +49,8 @@ class Cost:
 
         Per token, the forward pass takes 2 per parameter of the model (N) and of the adapter (P). The backward pass
         takes 2 per parameter for the gradients of activations, and 2 per trainable parameter for its own gradient.
-        Together 4 N + 6 P for an adapter on a frozen model, and 6 N for full fine-tuning, where P = N and there are no
-        parameters besides the model's (Kaplan et al. 2020, arXiv:2001.08361, section 2.1 and Table 1).
+        The sum is 4 N + 6 P for an adapter on a frozen model, and 6 N for full fine-tuning, where P = N and there are
+        no parameters besides the model's (Kaplan et al. 2020, arXiv:2001.08361, section 2.1 and Table 1).
         """
         if self.model_params is None:
             return None
@@ -58,7 +58,7 @@ class Cost:
         return self.tokens(steps) * (4 * (self.model_params + beside) + 2 * trainable)
 
     def hours(self, steps: float, trainable: float) -> float | None:
-        """Hours of training of a run, without measuring; None if unknown."""
+        """Hours of training for a run, without measuring; None if unknown."""
         if self.seconds is None:
             return None
         alone, each = self.seconds
@@ -70,7 +70,7 @@ def costs_of(law: Any, axis: Axis | None = None) -> dict[str, Cost]:
 
     Args:
         law: a study's folder or result, or any other source of a plan's law.
-        axis: of a plan over an option of a mitigation, so that the time of a step is known with and without it.
+        axis: the option that a plan is over, to know the time of a step also with its mitigation.
     """
     table = getattr(law, "table", None)
     if isinstance(law, str | os.PathLike) and (Path(law) / "study.yaml").is_file():
@@ -81,7 +81,7 @@ def costs_of(law: Any, axis: Axis | None = None) -> dict[str, Cost]:
 
 
 def costs_of_table(table: pd.DataFrame, axis: Axis | None = None) -> dict[str, Cost]:
-    """The cost of a step of the finished runs in a study's table, by data set; empty if its columns are missing."""
+    """The cost of a step of the finished runs in a study's table, by data set; empty if columns are missing."""
     costs = _costs(_plain(table))
     if axis is None or not axis.slower:
         return costs
@@ -90,12 +90,12 @@ def costs_of_table(table: pd.DataFrame, axis: Axis | None = None) -> dict[str, C
 
 
 def _seconds(cost: Cost | None) -> tuple[float, float]:
-    """Those of a cost; NaN if unknown."""
+    """The seconds of a cost; NaN if unknown."""
     return (np.nan, np.nan) if cost is None or cost.seconds is None else cost.seconds
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of runs without mitigations; all if there are none."""
+    """The rows of runs without mitigations; all rows if there are no such runs."""
     if "mitigation" not in table:
         return table
     plain = table[table["mitigation"].fillna("").astype(str).str.strip() == ""]
@@ -132,6 +132,6 @@ def _cost(runs: pd.DataFrame) -> Cost | None:
 
 
 def _model_params(runs: pd.DataFrame) -> float | None:
-    """Number of parameters of the base model; None if the runs do not say, or disagree."""
+    """Number of parameters of the base model; None if the runs do not record one, or disagree."""
     found = set(runs["model_params"].dropna()) if "model_params" in runs else set()
     return float(found.pop()) if len(found) == 1 else None

@@ -18,7 +18,7 @@ class Counted:
 
     Attributes:
         model_params: number of all parameters.
-        params_per_rank: parameters of a LoRA of rank 1: the sum of inputs and outputs of each target module.
+        params_per_rank: parameters of a LoRA of rank 1: the target modules' numbers of inputs and outputs, summed.
         modules: number of target modules.
     """
 

@@ -20,8 +20,8 @@ OUTPUT = "forgetting_loss"
 class Design:
     """The standard error of the forgetting loss at a point, to first order in the law's parameters.
 
-    It is the error of least squares on the rows of a design, with noise estimated from the fit's residuals: an offset
-    per run and noise per row. A c-optimal design minimises it (Atkinson, Donev & Tobias 2007).
+    It is the error of a least-squares fit to the rows of a design, with noise estimated from the residuals of the given
+    fit: an offset per run and noise per row. A c-optimal design minimises it (Atkinson, Donev & Tobias 2007).
     """
 
     def __init__(self, fit: Fit, params: float, step: float, *, few: bool = False) -> None:
@@ -29,8 +29,8 @@ class Design:
 
         Args:
             fit: a `shifted_power` law fitted to a study's runs.
-            params, step: the point.
-            few: whether there are too few runs to estimate how they differ; then a run's offset is assumed to be at
+            params, step: trainable parameters and steps of the point.
+            few: whether there are too few runs to estimate how they differ; a run's offset is then assumed to be at
                 least as large as a row's noise.
         """
         surface = surface_of(fit)
@@ -47,7 +47,9 @@ class Design:
         return Problem(self.law, x, Objective())
 
     def error(self, sizes: Sequence[float], steps: Sequence[float]) -> float:
-        """The standard error of a design: one run per entry of `sizes` (trainable parameters), measured at `steps`."""
+        """The standard error (nats/token) for one run per entry of `sizes` (trainable parameters), each measured at
+        `steps`.
+        """
         size = len(self.theta)
         none: Array = np.zeros((len(self.law.outputs), size, size))
         known = Information(none, none)

@@ -20,7 +20,7 @@ from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.display.numbers import several
 from forgetting.errors import UsageError
 
-FAR = 4.0  # plans leave out choices with this factor fewer or more steps than measured
+FAR = 4.0  # plans leave out choices whose steps are outside the measured range by more than this factor
 
 
 def plan_budget(
@@ -33,7 +33,7 @@ def plan_budget(
     floor: float | None = None,
     cost: Cost | None = None,
 ) -> Plan:
-    """The ranks and steps that use up a budget of forgetting.
+    """Find the ranks and steps that use up a budget of forgetting.
 
     Args:
         fit: a `shifted_power` law.
@@ -45,7 +45,7 @@ def plan_budget(
         cost: cost of one step, if known.
 
     Raises:
-        UsageError: another law, unknown parameters of a rank, or a budget that is not positive.
+        UsageError: another law, an invalid rank or one with unknown parameters, or a budget that is not positive.
     """
     need_surface(fit)
     if not (np.isfinite(budget) and budget > 0):
@@ -68,7 +68,7 @@ def plan_target(
     floor: float | None = None,
     cost: Cost | None = None,
 ) -> Plan:
-    """The ranks and steps that reach a fine-tuning loss with the least forgetting.
+    """Find the ranks and steps that reach a fine-tuning loss with the least forgetting.
 
     Args:
         fit: a `shifted_power` law.
@@ -76,7 +76,7 @@ def plan_target(
         ranks, params, params_per_rank, floor, cost: see `plan_budget`.
 
     Raises:
-        UsageError: another law, unknown parameters of a rank, or a target that is not a number.
+        UsageError: another law, an invalid rank or one with unknown parameters, or a target that is not finite.
     """
     need_surface(fit)
     if not np.isfinite(target):
@@ -117,10 +117,10 @@ def rank_grid(
 
 
 def _sized(grid: list[tuple[float | None, float]]) -> list[tuple[float | None, float]]:
-    """The grid, if its trainable parameters can be computed with.
+    """The grid, if none of its numbers of trainable parameters is too large or too small to compute with.
 
     Raises:
-        UsageError: one is too large or too small.
+        UsageError: one is.
     """
     if wrong := [params for _, params in grid if incomputable(np.array(params))]:
         raise UsageError(f"trainable parameters are {wrong[0]:g} where {SIZES}")
@@ -130,7 +130,11 @@ def _sized(grid: list[tuple[float | None, float]]) -> list[tuple[float | None, f
 def _choices(
     fit: Fit, output: str, level: float, grid: Sequence[tuple[float | None, float]], cost: Cost | None
 ) -> list[Choice]:
-    """The choice at each rank, except those that pass the level before the first step."""
+    """The choice at each rank, except for ranks that pass the level before the first step.
+
+    Raises:
+        UsageError: another number of trainable parameters, although the law was fitted at only one.
+    """
     low, high = fit.measured_range["trainable_params"]
     other = [params for _, params in grid if abs(params - low) > 1e-9 * low]
     if low == high and other:
@@ -261,7 +265,7 @@ def _never(output: str, level: float, choices: Sequence[Choice], every: Sequence
 
 
 def _far(fit: Fit, choice: Choice) -> bool:
-    """Whether a choice has fewer or more steps than measured by more than the factor FAR."""
+    """Whether the number of steps is outside the measured range by more than the factor FAR; not if unlimited."""
     low, high = fit.measured_range["step"]
     return choice.steps.value < low / FAR or FAR * high < choice.steps.value < np.inf
 
@@ -290,7 +294,7 @@ def _left_out(
 
 
 def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> tuple[list[str], bool]:
-    """Sentences on whether the level can be reached and whether the rank matters, and whether it does."""
+    """Sentences on whether the level can be reached and whether the rank matters; and whether it matters."""
     if not reached:
         if output == "finetune_loss":
             if (
@@ -329,7 +333,7 @@ def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: 
 
 
 def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> tuple[str, bool]:
-    """A sentence on whether the best and the worst rank differ, by draws of their difference, and whether they do."""
+    """A sentence on whether the best and the worst rank differ, from draws of their difference; and whether they do."""
     ordered = sorted(reached, key=lambda c: float(getattr(c, other).value))
     spread = float(getattr(ordered[-1], other).value - getattr(ordered[0], other).value)
     surface = surface_of(fit)
@@ -362,13 +366,13 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
 
 
 def _negligible(fit: Fit, output: str) -> float:
-    """Differences of an output up to this, in nats/token, do not matter."""
+    """The largest difference of an output, in nats/token, that does not matter."""
     corners = _corners(fit, output)
     return max(SMALL * float(np.ptp(corners)), ROUNDING * float(np.max(np.abs(corners))))
 
 
 def measured_spread(fit: Fit, output: str) -> float:
-    """The range of an output over the corners of the measured range."""
+    """Largest minus smallest value of an output at the corners of the measured range, nats/token."""
     return float(np.ptp(_corners(fit, output)))
 
 

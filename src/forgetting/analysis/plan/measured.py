@@ -15,7 +15,7 @@ from forgetting.measuring.estimate import holm
 
 PARAMS = "trainable_params"
 SMALL = 0.05
-"""Differences below this share of the measured range of a loss do not matter in practice."""
+"""Differences below this share of a loss's measured range do not matter in practice."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Measured:
     """Measured runs near a choice, tested against the law.
 
     Attributes:
-        places: the tests of the measured steps before and after the choice; their `p_holm` is for these tests together.
-        crossing: if one contradicts the law, between which measured steps the runs of the choice's number of parameters
-            pass the level: (None, step) if before the first; None if they do not, or none contradicts it.
-        sentences: on tests that contradict the law, or that are missing; empty if there is nothing to say.
+        places: the tests at the measured steps before and after the choice, with `p_holm` corrected over these tests.
+        crossing: if a test contradicts the law, the measured steps between which runs with the choice's number of
+            parameters pass the level; (None, step) if they pass it before the first measured step; else None.
+        sentences: sentences on tests that contradict the law, or that are missing; may be empty.
     """
 
     places: tuple[Place, ...] = ()
@@ -35,10 +35,10 @@ class Measured:
 
 
 def measured_near(fit: Fit, choice: Choice | None, output: str, level: float) -> Measured:
-    """Whether measured runs contradict the law near a choice.
+    """Test whether measured runs contradict the law near a choice.
 
-    Tests the measured steps before and after the choice: the mean of the runs with its number of parameters, or of all
-    runs if there are too few of these. The p values of these tests are corrected together (Holm 1979).
+    At the measured steps before and after the choice, this tests the mean of the runs with its number of parameters, or
+    of all runs if these are too few. The p values are corrected together (Holm 1979).
 
     Args:
         fit: the law of the plan.
@@ -88,7 +88,7 @@ def _named(choice: Choice) -> str:
 
 
 def _around(every: list[Place], choice: Choice) -> set[float]:
-    """The last measured step up to a choice's, and the first from it on."""
+    """The last measured step up to that of a choice, and the first from there on."""
     steps = {one.x[STEP] for one in every}
     before = [step for step in steps if step <= choice.steps.value]
     after = [step for step in steps if step >= choice.steps.value]
@@ -96,7 +96,7 @@ def _around(every: list[Place], choice: Choice) -> set[float]:
 
 
 def _is_exactly(one: Place, choice: Choice) -> bool:
-    """Whether a place is of a choice's number of parameters."""
+    """Whether a place is a step of runs with a choice's number of parameters."""
     return one.x.keys() == {STEP, PARAMS} and bool(np.isclose(one.x[PARAMS], choice.trainable_params, rtol=1e-6))
 
 
@@ -113,7 +113,7 @@ def _unchecked(fit: Fit, choice: Choice) -> list[str]:
 
 
 def _crossing(own: list[Place], level: float) -> tuple[float | None, float] | None:
-    """Between which measured steps the means of some runs pass the level; (None, step) if before the first."""
+    """The measured steps between which the means of runs pass a level; (None, step) if before the first; else None."""
     path = sorted((one.x[STEP], one.mean) for one in own)
     for (step, value), (after, other) in pairwise(path):
         if min(value, other) <= level <= max(value, other):

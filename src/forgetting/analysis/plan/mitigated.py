@@ -1,9 +1,9 @@
 """Plans with a mitigation: rank, steps and its option's value for a budget or a target, and where more stops paying.
 
-The option is the share of replay or the weight of KL. At a value of it, a run takes the most steps, up to a limit,
-after which it has forgotten no more than the budget. Only its end counts, since with a mitigation forgetting may fall
-again during a run. A larger value allows more steps but raises the fine-tuning loss. The best loss therefore falls with
-it while the budget limits the steps, and rises once `max_steps` does.
+The option is the share of replay or the weight of KL. For each of its values, a run takes as many steps, up to a limit,
+as keep its final forgetting within the budget. Only the end counts, since with a mitigation forgetting may fall again
+during a run. A larger value allows more steps but costs fine-tuning loss. The lowest loss therefore falls as the value
+grows while the budget limits the steps, and rises once `max_steps` limits them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from forgetting.errors import UsageError
 from forgetting.store.axes import AXES, Axis
 
 VALUES = 48
-"""Number of values compared besides 0: log-spaced from a 200th of the largest measured one up to it."""
+"""Number of values compared besides 0, log-spaced from a 200th of the largest measured value up to it."""
 PLACES = 64
 """Number of log-spaced steps at which losses are evaluated; between them, they are interpolated linearly."""
 HALVINGS = 5
-"""The plan shows the value 0, the largest measured value, and this many halvings of it."""
+"""Number of halvings of the largest measured value that a plan shows, besides this value and 0."""
 BISECTIONS = 60
 
 
@@ -42,8 +42,8 @@ class _Problem:
     Attributes:
         law: the law in fitted coordinates.
         axis: the option.
-        budget, target: one of the two, in nats/token; the other is None.
-        steps: [PLACES] steps at which losses are evaluated; the last is the limit of a run's.
+        budget, target: budget of forgetting or target fine-tuning loss, in nats/token; one of the two is None.
+        steps: [PLACES] steps at which losses are evaluated, ascending; the last is the limit of a run's steps.
     """
 
     law: Law
@@ -53,9 +53,9 @@ class _Problem:
     steps: Array
 
     def solve(self, theta: Array, params: float, settings: Array) -> tuple[Array, Array]:
-        """Steps and the resulting loss, [S, G] each, for [S, K] parameters and [S, G] settings.
+        """Steps and the loss to minimise there, [S, G] each, for [S, K] parameters and [S, G] settings.
 
-        The loss is NaN if no number of steps stays within the budget or reaches the target.
+        Both are NaN if no number of steps stays within the budget or reaches the target.
         """
         count, each = settings.shape
         steps = np.tile(self.steps, (count, each))
@@ -70,7 +70,7 @@ class _Problem:
         level = self.budget if self.budget is not None else self.target
         place = _last_within(held, float(level or 0.0), rising=self.budget is not None)
         found = _at(asked, place)
-        if self.target is not None:  # forgetting rises and then falls, so its minimum is at one of the two ends
+        if self.target is not None:  # forgetting rises and then falls, so it is least at the first or the last step
             longest = np.where(np.isfinite(place), asked[..., -1], np.nan)
             place, found = np.where(longest < found, PLACES - 1.0, place), np.fmin(longest, found)
         return np.exp(np.interp(place, np.arange(PLACES), np.log(self.steps))), found
@@ -100,7 +100,7 @@ def _at(values: Array, place: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Best:
-    """For each of [S] parameter vectors, the best setting, its loss, P and steps, and the best loss of plain runs."""
+    """For each parameter vector, [S]: the best setting, its loss, P and steps, and the best loss of plain runs."""
 
     setting: Array
     loss: Array
@@ -110,7 +110,7 @@ class _Best:
 
 
 def _best(problem: _Problem, theta: Array, grid: Sequence[tuple[float | None, float]], largest: float) -> _Best:
-    """The best setting from 0 to `largest` and the best of the grid's sizes, for each of [S, K] parameter vectors."""
+    """The best setting from 0 to `largest` over all sizes in the grid, for each of [S, K] parameter vectors."""
     settings = np.concatenate([[0.0], np.geomspace(largest / 200, largest, VALUES)])
     losses, steps, tried = [], [], []
     for _, params in grid:
@@ -143,7 +143,7 @@ def _kink(problem: _Problem, theta: Array, params: float, largest: float) -> Arr
         with np.errstate(all="ignore"):
             over = problem.law.values(theta, {**at, problem.axis.column: middle[:, None]})[:, 1, 0] > problem.budget
         low, high = np.where(over, middle, low), np.where(over, high, middle)
-    return high  # not above the budget, except if the largest setting is
+    return high  # forgets no more than the budget, unless even the largest setting does
 
 
 def plan_mitigated(
@@ -159,21 +159,21 @@ def plan_mitigated(
     floor: float | None = None,
     cost: Cost | None = None,
 ) -> MitigatedPlan:
-    """Rank, steps and the share of replay or weight of KL for a budget of forgetting or a fine-tuning loss.
+    """Find rank, steps and the share of replay or weight of KL for a budget of forgetting or a fine-tuning loss.
 
     Args:
         fit: a law over an option of a mitigation (`store.axes`).
         budget: allowed forgetting at the end of the run, in nats/token above the base model.
         target: fine-tuning loss to reach with the least forgetting, in nats/token; give this or a budget.
         ranks, params, params_per_rank: see `plan_budget`.
-        settings: values of the option to show and choose from; by default the plan shows 0 and halvings of the largest
-            measured value, and may choose any up to it.
+        settings: values of the option to show and choose from; by default the plan shows 0, the largest measured value
+            and halvings of it, and may choose any value up to it.
         max_steps: limit of a run's steps; default the most measured steps.
         floor: forgetting loss of the base model itself, in nats/token; default that of the fitted study.
         cost: cost of one step, if known.
 
     Raises:
-        UsageError: another law, an invalid budget, target, setting or number of steps, or unknown parameters of a rank.
+        UsageError: another law, an invalid budget, setting, rank or number of steps, or unknown parameters of a rank.
     """
     axis = AXES.get(fit.law)
     if axis is None:
@@ -200,7 +200,7 @@ def plan_mitigated(
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the choices of a plan; holds what they share."""
+    """Makes the choices of a plan, from what they share."""
 
     fit: Fit
     problem: _Problem
@@ -263,7 +263,7 @@ class _Maker:
         return self.choice(rank, params, setting, float(own.steps[0])), stops, saved
 
     def choice(self, rank: float | None, params: float, setting: float, steps: float) -> Choice:
-        """A choice, with its bands, after whole steps: within the budget, or enough of them for the target."""
+        """A choice with its bands, with steps rounded down to stay within the budget, or up to reach the target."""
         if self.problem.budget is not None:
             whole = max(1.0, np.floor(steps + 1e-6))
         else:

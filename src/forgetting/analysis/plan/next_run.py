@@ -2,9 +2,9 @@
 
 Inside the measured range, this compares the answer's variance in a least-squares fit with and without the candidate's
 measurements, to first order in the law's parameters (a c-optimal design: Atkinson, Donev & Tobias 2007). The noise is
-estimated from the fit's residuals: an offset shared by the steps of a run, and noise per step. Outside the range, it
-compares the variance of the draws of all laws in the band with what remains of it given the candidate's measurements,
-which also distinguish these laws (Chaloner & Verdinelli 1995, doi:10.1214/ss/1177009939).
+estimated from the fit's residuals: an offset shared by the steps of a run, and noise per step. Outside the range, this
+compares the answer's variance over the draws of all laws in the band with the part that remains given the candidate's
+measurements, which also distinguish these laws (Chaloner & Verdinelli 1995, doi:10.1214/ss/1177009939).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from forgetting.errors import UsageError
 
 MOST_POINTS = 200
 """Most measurements assumed for a candidate."""
-STEP = 1e-5  # step of difference quotients, in fitted coordinates
+STEP = 1e-5  # step of finite differences, in fitted coordinates
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class _Question:
     """The answer to narrow: a loss at the plan's best choice.
 
     Attributes:
-        params: P of the choice.
-        held, level: the loss that is held, and its value.
+        params: trainable parameters of the choice.
+        held, level: the loss that is held, and its value in nats/token.
         asked: the other loss, which is the answer.
         outside: whether the choice is outside the measured range.
     """
@@ -85,8 +85,8 @@ def next_runs(
             at evenly spaced steps.
 
     Raises:
-        UsageError: the law was not fitted to several runs or has no intervals, the plan has no answer, or `max_steps`
-            is before the first measured step.
+        UsageError: another law, one not fitted to several runs or without intervals, a plan without an answer or with
+            unlimited steps, or `max_steps` that are not after the first measured step.
     """
     need_surface(fit)
     known = fit.information
@@ -115,7 +115,7 @@ def next_runs(
 
 
 class _Judge:
-    """Evaluates candidates; holds what they share."""
+    """Evaluates candidates, from what they share."""
 
     def __init__(self, fit: Fit, surface: Surface, known: Information, asked: _Question) -> None:
         self.surface, self.known = surface, known
@@ -147,7 +147,7 @@ class _Judge:
         return NextRun(rank, params, float(steps[-1]), se_before, se_after, narrowing)
 
     def _of_draws(self, answers: Array, problem: Problem) -> tuple[float, float]:
-        """The answer's variance over the laws' draws, and what remains of it given the candidate's measurements."""
+        """The answer's variance over the laws' draws, and the part that remains given the candidate's measurements."""
         own = own_share(len(answers), self.surface.rivals)
         laws = [(self.surface.law, self.surface.draws[:own]), *((r.law, r.draws) for r in self.surface.rivals)]
         values = [law.values(draws, problem.x).reshape(len(draws), -1) for law, draws in laws if len(draws)]
@@ -172,7 +172,7 @@ def _bounded(values: Array) -> Array:
 
 
 def noise_of(fit: Fit) -> Noise:
-    """Noise by output; the part of the scatter that the fit's flexibility hides is added to the runs' offset."""
+    """The noise of a fit's runs; the part of the scatter that the fit's flexibility hides is added to the offset."""
     parts = fit.diagnostics["run_noise"]
     whole = None if fit.objective == LOGARITHMIC else fit.diagnostics.get("scatter")
     offset, within = [], []

@@ -18,14 +18,14 @@ from forgetting.errors import UsageError
 from forgetting.store.axes import AXES, Axis
 
 Along = Mapping[str, list[float]]
-"""By mitigation, the values given of its option."""
+"""The given values of options, by mitigation."""
 
 
 def one_at_most(along: Along) -> Along:
-    """The values, if at most one mitigation has one other than 0.
+    """The values, if at most one mitigation has a value other than 0.
 
     Raises:
-        UsageError: several have.
+        UsageError: several mitigations have.
     """
     if len(used := [AXES[name].flag for name, values in along.items() if any(values)]) > 1:
         raise UsageError(f"{' and '.join(used)}: no law describes runs with both; give one of them")
@@ -33,7 +33,7 @@ def one_at_most(along: Along) -> Along:
 
 
 def asked_along(along: Along, given: Mapping[str, Any]) -> Axis | None:
-    """The option that a prediction is over: the one with a value other than 0, else the first that is given."""
+    """The option that a prediction is over: the one with a value other than 0, else the first given; None without."""
     named = [name for name, axis in AXES.items() if name in along or axis.column in given]
     used = [name for name in named if any(along.get(name, [1.0]))]
     return AXES[(used or named)[0]] if named else None
@@ -41,15 +41,15 @@ def asked_along(along: Along, given: Mapping[str, Any]) -> Axis | None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a plan.
+    """A request for a plan.
 
     Attributes:
-        budget, target: of forgetting, or a fine-tuning loss, in nats/token; one of the two is None.
-        floor: forgetting loss of the base model itself; None for the study's.
+        budget, target: budget of forgetting or target fine-tuning loss, in nats/token; one of the two is None.
+        floor: forgetting loss of the base model itself, in nats/token; None for the study's.
         grid: arguments for the ranks or trainable parameters.
-        along: values of mitigations' options.
-        max_steps: limit of a run's steps; None for the most measured.
-        next_run: whether the next run is asked for.
+        along: given values of mitigations' options.
+        max_steps: limit of a run's steps; None for the most measured steps.
+        next_run: whether candidates for the next run are wanted.
     """
 
     budget: float | None
@@ -61,10 +61,10 @@ class Asked:
     next_run: bool
 
     def plan(self, laws: Mapping[str, Fit], cost_of: Callable[[Fit, Axis | None], Cost | None]) -> tuple[Fit, Plan]:
-        """The law and the plan of one data set; if several mitigations may be used, that with the lowest loss.
+        """The law and the plan of one data set; if several mitigations may be used, those with the lowest loss.
 
         Raises:
-            UsageError: no such law, a next run with a mitigation, or as the kinds of plan.
+            UsageError: no such law, a next run with a mitigation, or as `plan_budget`, `plan_target`, `plan_mitigated`.
         """
         tried = []
         for axis in self._axes(laws):
@@ -73,7 +73,7 @@ class Asked:
         return _better(tried)
 
     def _axes(self, laws: Mapping[str, Fit]) -> Sequence[Axis | None]:
-        """The options to plan over, one after the other; None for the law of plain runs."""
+        """The options to plan over, each in a plan of its own; None stands for the law of plain runs."""
         if used := [AXES[name] for name, values in self.along.items() if any(values)]:
             if self.next_run:
                 raise UsageError(
@@ -94,7 +94,7 @@ class Asked:
 
 
 def _better(tried: Sequence[tuple[Fit, Plan]]) -> tuple[Fit, Plan]:
-    """The plan whose best choice has the lowest loss; it says what the others reach."""
+    """The plan whose best choice has the lowest loss, with sentences on what the other plans reach."""
 
     def asked(pair: tuple[Fit, Plan]) -> float:
         best = pair[1].best

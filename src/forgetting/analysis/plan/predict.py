@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 ABOVE = {"forgetting_loss": ("forgetting", -1), "forgetting": ("forgetting_loss", 1)}
-"""By a law's output: the quantity that follows from it and the floor, and the floor's sign in the sum."""
+"""By output of a law: the quantity that follows from it and the floor, and the floor's sign in the sum."""
 
 
 def predict_rows(
@@ -47,7 +47,7 @@ def predict_rows(
         `forgetting_loss` for a law of forgetting).
 
     Raises:
-        UsageError: a variable is missing, unknown or outside its domain.
+        UsageError: a variable is missing, unknown, outside its domain, or was measured at only one other value.
     """
     grid: dict[str, list[float]] = {k: list(v) for k, v in given.items()}
     rank_of: dict[float, float] = {}
@@ -123,8 +123,8 @@ class Predictions(Result):
     Attributes:
         rows: one per point, with the variables; for each output `value`, the band `low` to `high` of the law's mean and
             the band `run_low` to `run_high` of one new run, in nats/token; `extrapolated`; `band_laws`, the laws in
-            the bands with their shares; `confidence`; `draws` and, of these, the number that is not finite there,
-            `draws_lost`; and `no_bands`, why there are no bands (empty if there are).
+            the bands with their shares; `confidence`; `draws`, the number of draws; `draws_lost`, how many of them are
+            not finite there; and `no_bands`, why there are no bands (empty if there are).
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -134,7 +134,7 @@ class Predictions(Result):
         return {"predictions": plain(list(self.rows))}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per point: variables, each output with the ends of its bands, whether it is extrapolated."""
+        """One row per point: variables, each output with the ends of its bands, and whether it is extrapolated."""
         import pandas as pd
 
         return pd.DataFrame([_flat(row) for row in self.rows])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HOURS = "hours: training only, at the speed of this study's runs"
 COSTS = {"tokens": "tokens", "flops": "FLOPs", "hours": "hours"}
-"""Costs of a run: attribute and column heading."""
+"""Costs of a run: column heading by attribute."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Choice:
     """One rank, and the steps at which it uses up the budget or reaches the target.
 
     Attributes:
-        rank: None if the plan compares numbers of parameters, not ranks.
-        trainable_params: P.
-        steps: N with its interval; infinite if the law never reaches the level.
-        finetune_loss, forgetting_loss: the law's mean there, in nats/token; the one that is not held has a band.
+        rank: the rank; None if the plan compares numbers of parameters, not ranks.
+        trainable_params: number of trainable parameters P.
+        steps: number of steps N with its interval; infinite if the law never reaches the level.
+        finetune_loss, forgetting_loss: the law's mean there, in nats/token; the loss that is not held has a band.
         new_run: by output, the band of one new run, which includes its scatter around the mean; NaN if unknown.
         extrapolated: whether P or N is outside the measured range.
         tokens, flops, hours: cost of the run; None if unknown or infinite.
@@ -60,10 +60,10 @@ class NextRun:
     """A candidate for the next run.
 
     Attributes:
-        rank, trainable_params, steps: of the candidate.
+        rank, trainable_params, steps: rank (None if unknown), trainable parameters and steps of the candidate.
         se_before, se_after: standard error of the answer now, and expected with the candidate, in nats/token.
         narrowing: expected reduction of the interval's width, as a share.
-        command: adds it to the study that the law was fitted to; None if unknown, or if it cannot be added.
+        command: command that adds it to the study that the law was fitted to; None if it is unknown or cannot.
         adds: number of runs that the command executes: one for each data set, seed and mitigation of the study, runs
             that are made longer, and pending runs.
         lengthens: whether the command also makes all runs of the study longer.
@@ -89,16 +89,17 @@ class Plan(Result):
         output: the loss that is held (`forgetting_loss` for a budget, `finetune_loss` for a target).
         level: its value for every choice, in nats/token.
         confidence: nominal coverage of the bands.
-        floor: forgetting loss of the base model itself; None if unknown. A budget counts from it.
-        frontier: one choice per rank that can reach the level in at least one step.
+        floor: forgetting loss of the base model itself, in nats/token; None if unknown. A budget counts from it.
+        frontier: one choice per rank, without ranks that pass the level before the first step, never reach a target, or
+            need steps far outside the measured range.
         best: the choice with the lowest fine-tuning loss for the budget, or the least forgetting for the target.
         best_measured: the best choice inside the measured range; None if there is none.
         sentences: what a reader must know.
         matters: whether the choice of rank changes the result, clearly and by more than a negligible amount.
         next_runs: candidates for the next run, best first, if requested.
-        places: tests whether runs measured near the best choice contradict the law; empty without such runs.
-        crossing: if they do, the measured steps between which the runs of its number of parameters pass the level, the
-            first None if they pass it before any; else None.
+        places: tests of whether runs measured near the best choice contradict the law; empty without such runs.
+        crossing: if they do, the measured steps between which runs with the choice's number of parameters pass the
+            level, the first None if they pass it before any measured step; else None.
     """
 
     label: str
@@ -139,7 +140,7 @@ class Plan(Result):
         return {key: plain(value) for key, value in out.items()}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per choice: steps and losses with their intervals, cost, whether it is extrapolated."""
+        """One row per choice: steps and losses with their intervals, costs, and whether it is extrapolated."""
         import pandas as pd
 
         return pd.DataFrame([_choice_row(c) for c in self.frontier])
@@ -185,14 +186,16 @@ class Plan(Result):
 class MitigatedPlan(Plan):
     """A plan over rank, steps and an option of a mitigation: for each value of it, the choice with the best rank.
 
+    `output` is `forgetting` for a budget, and `level` is at most reached, not held.
+
     Attributes:
-        axis: the option: the share of replay or the weight of KL.
+        axis: the option, the share of replay or the weight of KL.
         max_steps: limit of a run's steps.
-        stops_paying: the value beyond which the minimised loss no longer improves, without an interval if it is not
+        stops_paying: the value beyond which the minimised loss no longer improves, without an upper end if it is not
             identified; None if the values were given.
-        saved: how much lower that loss is than in the best run without the mitigation, in nats/token; None if the
-            values were given.
-        measured: the smallest and largest measured value.
+        saved: how much lower the minimised loss is than in the best run without the mitigation, in nats/token; None if
+            the values were given.
+        measured: the smallest and largest value of the option, 0 and the largest measured one.
     """
 
     axis: Axis = REPLAY
@@ -202,10 +205,11 @@ class MitigatedPlan(Plan):
     measured: tuple[float, float] = (0.0, 0.0)
 
     def instead(self) -> str:
-        """A sentence on its best choice, for a plan over another mitigation that is better."""
+        """A sentence on this plan's best choice, for a better plan over another mitigation."""
         name, other = self.axis.mitigation, f"--{next(other for other in AXES if other != self.axis.name)} 0"
         if self.best is None:
-            return f"no run with {name} is within it ({other} shows this plan)"
+            fails = "stays within the budget" if self.output == "forgetting" else "reaches the target"
+            return f"no run with {name} {fails} ({other} shows this plan)"
         what, loss = "fine-tuning loss", self.best.finetune_loss
         if self.output != "forgetting" and self.best.forgetting is not None:
             what, loss = "forgetting", self.best.forgetting
@@ -220,7 +224,7 @@ class MitigatedPlan(Plan):
         return {"mitigation": self.axis.name, **super().to_dict(), **{key: plain(v) for key, v in out.items()}}
 
     def shown(self) -> list[Shown]:
-        """One line per value, with notes."""
+        """The choices as a table with one line per value, and notes."""
         held = "forgetting of at most" if self.output == "forgetting" else "fine-tuning loss of at most"
         of = "of these" if self.stops_paying is None else f"of any {self.axis.value}"
         notes = [f"* best {of}"] if self.best else []
@@ -277,7 +281,7 @@ class Plans(Mapping[str, Plan], Result):
 
 
 def _plain_choice(c: Choice) -> dict[str, Any]:
-    """A choice for JSON: estimates without `identified`, which is for a fit's parameters, and a new run's bands."""
+    """A choice for JSON: its estimates have the bands of a new run, but not `identified`, which fits use."""
     out = asdict(c)
     for name in ("steps", "finetune_loss", "forgetting_loss"):
         out[name].pop("identified")

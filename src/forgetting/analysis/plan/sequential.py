@@ -1,12 +1,12 @@
 """Decides what a pilot does next: another run, longer runs, or the end.
 
 The first runs are always the same: the highest rank, long enough to use up the budget, then the lowest and the middle
-rank, because the law also depends on rank. After that, it is the run that is expected to narrow the band of forgetting
-at the recommended run most per second, according to the law fitted so far. Runs become longer only if the recommended
-run is longer.
+rank, because the law also depends on rank. After that, the next run is the one that is expected to narrow the band of
+forgetting at the recommended run most per second, according to the law fitted so far. All runs are lengthened until one
+uses up the budget, and later if the recommended run is longer, or if that narrows the band most per second.
 
-Every run has a seed of its own. Runs of one seed see the data in the same order and deviate from the law together, so
-they are worth less than as many independent ones, and bands that count them as independent are too narrow.
+Every run has a seed of its own. Runs with the same seed see the data in the same order and deviate from the law
+together, so they tell less than independent runs, and bands that count them as independent are too narrow.
 
 The recommended run is the shortest of those that are about as good as the best: by the law, their fine-tuning loss is
 above the lowest by too little to matter (`SMALL`). Otherwise noise would decide between equal ranks, and differently
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 BANDED = 5
 """Fewest runs for a fit with intervals."""
 ENOUGH = 7
-"""Fewest runs after which a narrow band ends a pilot; of fewer, it is too often narrow by chance (docs/pilot.md)."""
+"""Fewest runs after which a narrow band ends a pilot; with fewer, it is too often narrow by chance (docs/pilot.md)."""
 ROOM, LEAST_ROOM = 1.25, 1.1
-"""The first run gets ROOM times the steps that it needs for the budget, because others may need more; LEAST_ROOM times
-are accepted."""
+"""The first run gets ROOM times the steps in which it uses up the budget, because other ranks may need more; LEAST_ROOM
+times are accepted."""
 MORE = 1.25
-"""Factor by which all runs are lengthened at a time, once the law is fitted."""
+"""Factor by which all runs are lengthened if that is the best option, once the law is fitted."""
 SLOPES = (0.3, 2.0)
 """Bounds of the exponent with which the first run's forgetting is extrapolated to the budget."""
 FURTHEST, FURTHER = 3.0, 1.5
@@ -76,11 +76,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class State:
-    """The state of a pilot, besides its measurements.
+    """The state of a pilot, in addition to its measurements.
 
     Attributes:
-        steps: number of steps of all runs; before the first run, the least number that it needs.
-        left: seconds left.
+        steps: number of steps of all runs; before the first run, the fewest that it may have.
+        left: seconds left of the pilot's time.
         overhead: seconds that a run takes in addition to training and measuring.
         lost: ranks with a run that diverged or failed.
     """
@@ -152,11 +152,11 @@ class Runs:
     """The finished runs of a pilot.
 
     Attributes:
-        table: their rows that fits use.
+        table: the rows of these runs that fits use.
         done: rank and seed of each run.
         sizes: trainable parameters of each run.
-        seconds: seconds per step, of training and measuring, by rank.
-        line: the same for any rank: seconds without trainable parameters, and per trainable parameter.
+        seconds: by rank, median seconds of training and measuring per step.
+        line: the same for any rank: seconds per step, and additional seconds per step and trainable parameter.
     """
 
     table: pd.DataFrame
@@ -166,12 +166,12 @@ class Runs:
     line: tuple[float, float]
 
     def size(self, rank: int) -> float:
-        """Trainable parameters of a rank, as measured or in proportion to those measured."""
+        """Trainable parameters of a rank: those of its runs, or in proportion to those of other ranks."""
         known = {one: size for (one, _), size in zip(self.done, self.sizes, strict=True)}
         return known.get(rank) or rank * sum(known.values()) / sum(known)
 
     def takes(self, rank: int, steps: float) -> float:
-        """Expected seconds of training and measuring a run for so many steps."""
+        """Expected seconds of training and measuring a run for this number of steps."""
         alone, each = self.line
         return steps * self.seconds.get(rank, alone + each * self.size(rank))
 
@@ -218,7 +218,7 @@ def decide(table: pd.DataFrame, asked: Asked, state: State) -> tuple[Next | Stop
 
 
 def _decide(runs: Runs, asked: Asked, state: State) -> tuple[Next | Stop, Answer | None]:
-    """The decision after the first run, ignoring the time, and the answer so far."""
+    """The decision after the first run, without regard to the time left, and the answer so far."""
     ranks = asked.ranks
     if (longer := _longer(runs, asked, state)) is not None:
         return longer, None
@@ -247,7 +247,7 @@ def _decide(runs: Runs, asked: Asked, state: State) -> tuple[Next | Stop, Answer
 
 
 def _longer(runs: Runs, asked: Asked, state: State) -> Next | None:
-    """Longer runs, if no run has used up the budget yet, or if the only run has barely done so."""
+    """Longer runs, if no run has used up the budget yet, or if the only run has barely done so; else None."""
     most = asked.steps[-1]
     if state.steps >= most:
         return None
@@ -281,7 +281,7 @@ def _crossing(steps: Sequence[float], forgot: Sequence[float], budget: float) ->
 
 
 def _out_of_reach(runs: Runs, asked: Asked, state: State) -> Stop | None:
-    """The end, if all ranks exceed the budget before the first measured step, or none reaches it by the last."""
+    """The end, if all ranks exceed the budget by the first measured step, or none uses it up by the last; else None."""
     curves = {rank: runs.curve(rank) for rank in dict(runs.done)}
     least, (steps, _) = min(curves.items(), key=lambda one: one[1][1][0])
     first = curves[least][1][0]
@@ -375,7 +375,7 @@ def _option(
 
 
 def _affordable(options: Sequence[Next], left: float) -> Next:
-    """The option that narrows the answer most per second, of those that fit the time; else the quickest."""
+    """The option that narrows the answer most per second, among those that fit the time left; else the quickest."""
     inside = [one for one in options if one.seconds <= left]
     if not inside:
         return min(options, key=lambda one: one.seconds)

@@ -22,7 +22,7 @@ Laws = dict[str, dict[str, Fit]]
 
 
 class HasFits(Protocol):
-    """Anything with the fits of a study, such as its result."""
+    """An object with the fits of a study, such as its result."""
 
     @property
     def fits(self) -> Mapping[str, Mapping[str, Fit]]:
@@ -45,7 +45,7 @@ def laws_of(law: LawSource, dataset: str | None = None) -> Laws:
         dataset: keep only this data set.
 
     Raises:
-        UsageError: an argument of another kind, one without a law, or no such data set.
+        UsageError: an argument of another kind, one that contains no fit, or no such law, file or data set.
     """
     if isinstance(law, str | os.PathLike):
         return load_laws(os.fspath(law), dataset)
@@ -69,7 +69,7 @@ def _are_fits(value: Any) -> bool:
 
 
 def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, along: Axis | None = None) -> Fit:
-    """The law with this name; without a name the only law, or the one whose variables fit the request.
+    """The law with this name; without a name, the only law, or the one that the request needs.
 
     Args:
         laws: the laws of one data set, by name.
@@ -145,9 +145,9 @@ def _find(name: str | Path) -> Laws:
 
 
 def _are_of(laws: Laws, path: Path) -> bool:
-    """Whether stored laws were fitted to the rows that a study's fits use now.
+    """Whether stored laws were fitted to the rows that a study's fits would use now.
 
-    This changes when runs finish, are damaged, or are removed from the configuration.
+    These rows change when runs finish, are damaged, or are removed from the configuration.
     """
     from forgetting.analysis.study_table import load_study
     from forgetting.store.table import rows_to_fit
@@ -176,13 +176,13 @@ def _is_of(fit: Fit, rows: Any) -> bool:
 
 
 def _is_range(span: tuple[float, float], values: Any, *, whole: bool) -> bool:
-    """Whether a measured range equals that of these values or, for a fit to a sample, is within it."""
+    """Whether a measured range is that of these values or, for a fit to a sample of rows, within it."""
     low, high = float(values.min()), float(values.max())
     return tuple(span) == (low, high) if whole else low <= span[0] <= span[1] <= high
 
 
 EXAMPLE_BUDGET = 0.1
-"""nats/token, in commands that are suggested."""
+"""Budget in suggested commands, nats/token."""
 
 
 def can_plan(laws: Mapping[str, Fit]) -> bool:

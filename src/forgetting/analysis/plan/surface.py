@@ -1,4 +1,4 @@
-"""Solves the shifted power law for steps, in closed form and for all bootstrap draws at once."""
+"""Solves the shifted power law for steps, in closed form, and for all bootstrap draws at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Surface:
         law: the law in fitted coordinates.
         theta: [1, K] the best fit.
         draws: [B, K] bootstrap refits; [0, K] if the fit has no intervals.
-        rivals: laws whose draws bands outside the measured range include.
+        rivals: laws whose draws are included in bands outside the measured range.
     """
 
     law: Centred
