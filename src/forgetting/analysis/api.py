@@ -286,7 +286,7 @@ def compare(
         source: a study's folder or result, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of
             columns, or a list of rows.
         reference: the runs that the others are compared with: a label, whose runs without mitigations are used;
-            `COLUMN=VALUE`; a list of these, of which a run must match every column (any of the values given for one);
+            `COLUMN=VALUE`; a list of these, where a run must match every column, with any of the values given for it;
             or a dictionary of values by column. Default: a study's first method.
         dataset: only this data set.
         only: by column, the value that kept rows have, or a list of allowed values; None stands for blank cells.

@@ -51,7 +51,7 @@ def beyond(table: Table, reference: Reference, start: float, fits: Mapping[str, 
 
     Args:
         table: all rows of the data set.
-        reference: the runs to whose plain ones the laws are fitted.
+        reference: selects the runs that the laws are fitted to, of which only plain ones count.
         start: first step that counts.
         fits: the laws by name, if already fitted.
 

@@ -41,7 +41,7 @@ class Point:
 
 
 def frontier(curves: Mapping[Key, Sequence[Run]], axis: Axis) -> list[Point]:
-    """The points of all curves, each with whether it is on the frontier of the means, and of how many seeds alone.
+    """The points of all curves, with whether each is on the frontier, of the means and of each seed's own runs.
 
     A curve has a point for each measured step (or alpha) that all its runs have.
     """

@@ -50,8 +50,8 @@ def reference_of(given: str | Sequence[str] | Mapping[str, Any] | None, tables: 
     """The reference that an argument means.
 
     Args:
-        given: a label; `COLUMN=VALUE`; several of these, of which a run must match every column (any of the values
-            given for one); or values by column. None means the only label of the tables.
+        given: a label; `COLUMN=VALUE`; several of these, where a run must match every column, with any of the values
+            given for it; or values by column. None means the only label of the tables.
         tables: rows by data set.
 
     Raises:

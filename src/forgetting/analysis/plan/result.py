@@ -63,7 +63,7 @@ class NextRun:
         rank, trainable_params, steps: rank (None if unknown), trainable parameters and steps of the candidate.
         se_before, se_after: standard error of the answer now, and expected with the candidate, in nats/token.
         narrowing: expected reduction of the interval's width, as a share.
-        command: command that adds it to the study that the law was fitted to; None if it is unknown or cannot.
+        command: command that adds it to the law's study; None if the study is unknown or cannot grow by it.
         adds: number of runs that the command executes: one for each data set, seed and mitigation of the study, runs
             that are made longer, and pending runs.
         lengthens: whether the command also makes all runs of the study longer.
