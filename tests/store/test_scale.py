@@ -221,17 +221,37 @@ def test_charts_of_means_say_so_and_count_the_runs_behind(study: Path, monkeypat
     from forgetting.reporting.series import group, panels, tidy
 
     table = tidy(load_table(study))
-    late = sorted(table.loc[table["dataset"] == "news", "run_id"].unique())[
-        :5
-    ]  # both runs of two series, one of a third
+    news = sorted(table.loc[table["dataset"] == "news", "run_id"].unique())
+    late = news[:5]  # both runs of two series, one of a third
     table = table[~(table["run_id"].isin(late) & (table["step"] == table["step"].max()))]
     series = group(table, [])
     monkeypatch.setattr(aggregate, "MOST_POINTS", 50)
     points, _ = aggregate.drawn(table, series)
-    captions = {chart.kind: chart.caption for chart in charts(panels(["news"], points, series, {}, table)[0])}
+    panel = panels(["news"], points, series, {}, table)[0]
+    captions = {chart.kind: chart.caption for chart in charts(panel)}
     assert "5 runs have not reached it" in captions["size"]
     assert "a mean over the runs" in captions["line"]
     assert "between runs" in captions["steps-finetune_loss"]
+
+
+def test_the_headline_counts_every_run_alike_whatever_its_status(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forgetting.display.numbers import plus_minus
+    from forgetting.reporting.series import group, panels, tidy
+    from forgetting.reporting.words import headline
+
+    table = tidy(load_table(study))
+    table = table[table["dataset"] == "news"]
+    twin = table[table["run_id"] == sorted(table["run_id"].unique())[0]]
+    still = twin.assign(run_id="still", status="running", forgetting=twin["forgetting"] + 0.3)
+    table = pd.concat([table, still], ignore_index=True)  # two runs done and one running at the last step
+    series = group(table, [])
+    rank = twin["rank"].iloc[0]
+    last = table[(table["rank"] == rank) & (table["step"] == table["step"].max())]
+    assert last["status"].value_counts().tolist() == [2, 1]
+    said = plus_minus(float(last["forgetting"].mean()), float(last["forgetting_se"].mean()), digits=1)
+    monkeypatch.setattr(aggregate, "MOST_POINTS", 50)
+    points, _ = aggregate.drawn(table, series)
+    assert f"{said} nats/token" in headline(panels(["news"], points, series, {}, table)[0]).state
 
 
 @pytest.mark.full

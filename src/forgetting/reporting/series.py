@@ -48,7 +48,7 @@ NUMBERS = (
 )
 TEXTS = ("dataset", "method", "label", "mitigation", "run_id", "status")
 MEASURED = ("run_id", "status", "label", "mitigation", "step", "trainable_params", *(a.column for a in AXES.values()))
-MEASURED += ("forgetting", "finetune_loss")
+MEASURED += ("finetune_loss", "forgetting", "forgetting_se", "agreement", "agreement_se")
 """Columns of `Panel.measured`."""
 Identity = tuple[str, float, str, str, str]
 """What the runs of one series share: method, rank (-1 if it has none), options as JSON, label, mitigation."""

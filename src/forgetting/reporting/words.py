@@ -63,8 +63,9 @@ def _cost(panel: Panel) -> str:
 def _state(panel: Panel) -> str:
     if panel.points.empty:
         return "No measurement after step 0 is stored."
-    last = panel.last()
-    present = [s for s in panel.series if (last["series"] == s.key).any()]
+    # not of the points: among means over runs, those of done and of running runs would count alike
+    last = panel.measured[panel.measured["step"] == panel.measured["step"].max()]
+    present = [s for s in panel.series if last["run_id"].isin(s.runs).any()]
     ranked = [s for s in present if s.symbol == "circle"] or present
     small, large = ranked[0], ranked[-1]
     text = (
@@ -85,7 +86,7 @@ def _state(panel: Panel) -> str:
 
 def _mean(rows: Any, series: Series, column: str, scale: float = 1.0) -> str:
     """Mean over the series' runs, with their mean standard error, since the runs share their documents."""
-    mine = rows[rows["series"] == series.key]
+    mine = rows[rows["run_id"].isin(series.runs)]
     return plus_minus(float(mine[column].mean()), float(mine[f"{column}_se"].mean()), scale, digits=1)
 
 
