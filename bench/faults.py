@@ -177,7 +177,7 @@ def disturb(
         if process.returncode == 0:
             bench.judge(out, seen, tally)
             if out.with_name(f"{out.name}-moved").exists():
-                tally.wrong.append("a second folder beside the one that was moved away")
+                tally.wrong.append("a second folder next to the one that was moved away")
             if tally.faults >= moments:
                 return
             number, seen = number + 1, {}

@@ -203,7 +203,7 @@ def measure(bench: Bench, shape: str) -> None:
         show("the decoder alone", trunk)
         show("argmax quantities, base cached", lambda: token_losses(model, text, targets, batch_tokens=BATCH))
         show("all quantities, base cached", lambda: compare(model, model, text, *side, batch_tokens=BATCH))
-        show("all quantities, base beside", lambda: compare(model, model, text, targets, None, batch_tokens=BATCH), 1)
+        show("all quantities, base model as well", lambda: compare(model, model, text, targets, None, batch_tokens=BATCH), 1)
         cold = {"cache_dir": None, "rows": None, "with_rows": True}
         show("the base model's side, not cached", lambda: base_side(model, text, **how, **cold), 1)
         show("two models, full log-softmax", two_models, 1)
@@ -451,7 +451,7 @@ def resume(bench: Bench, _shape: str) -> None:
                 return
             (found,) = StudyFolder.open(Path(folder, name)).runs()
             rows.append([{k: v for k, v in row.items() if k not in COSTS} for row in found.measurements()])
-        print(f"\nresumed after a stop, beside an uninterrupted run: {len(rows[0])} rows equal: {rows[0] == rows[1]}")
+        print(f"\nresumed after a stop, against an uninterrupted run: {len(rows[0])} rows equal: {rows[0] == rows[1]}")
 
 
 def stop_after_rows(command: list[str], out: Path, count: int) -> None:

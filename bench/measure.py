@@ -145,7 +145,7 @@ LABELS = {
     "forward": "one bare forward pass with logits",
     "measure_hard": "measure: argmax quantities, cached base",
     "measure_all": "measure: all quantities, cached base",
-    "measure_beside": "measure: all quantities, base beside (heads differ)",
+    "measure_beside": "measure: all quantities, base model as well (heads differ)",
     "measure_cold": "measure: all quantities, nothing cached",
     "peft_loop": "PEFT's benchmark loop (ground-truth loss only)",
     "two_models": "two models, full log-softmax",

@@ -63,7 +63,7 @@ def configuration() -> str:
         ("`training`", c.TrainingConfig),
         ("`measure`", c.MeasureConfig),
         ("`capabilities`", c.CapabilitiesConfig),
-        ("`methods`: fields of every entry, beside the method's own options", c.MethodConfig),
+        ("`methods`: fields of every entry, in addition to the method's own options", c.MethodConfig),
         *((f"`methods`: `name: {name}`", method) for name, method in METHODS.items()),
         *((f"`methods[].mitigations`: `name: {name}`", mitigation) for name, mitigation in MITIGATIONS.items()),
     ]

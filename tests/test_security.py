@@ -85,7 +85,7 @@ def test_a_pickle_planted_as_a_model_is_refused(tiny_model: Path, tmp_path: Path
     (model / name).write_bytes(pickle.dumps(Payload(planted)))
     with pytest.raises(UsageError, match="pickled weights are refused"):
         load_base(ModelConfig(source=str(model)))
-    # the same beside safetensors that are not the model's
+    # the same next to safetensors that are not the model's
     (model / "other.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes())
     with pytest.raises(UsageError):
         load_base(ModelConfig(source=str(model)))

@@ -85,7 +85,7 @@ def test_the_command_leaves_the_libraries_to_its_workers(tiny_model: Path, corpo
     import yaml
 
     if torch.accelerator.is_available():
-        pytest.skip("workers are not forked beside an accelerator")
+        pytest.skip("workers are not forked if there is an accelerator")
     (tmp_path / "command.py").write_text(STUDY)
     methods = [{"name": "lora", "rank": [2, 3]}]
     training = {"steps": 6, "batch_size": 4}
