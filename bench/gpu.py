@@ -203,7 +203,11 @@ def measure(bench: Bench, shape: str) -> None:
         show("the decoder alone", trunk)
         show("argmax quantities, base cached", lambda: token_losses(model, text, targets, batch_tokens=BATCH))
         show("all quantities, base cached", lambda: compare(model, model, text, *side, batch_tokens=BATCH))
-        show("all quantities, base model as well", lambda: compare(model, model, text, targets, None, batch_tokens=BATCH), 1)
+        show(
+            "all quantities, base model as well",
+            lambda: compare(model, model, text, targets, None, batch_tokens=BATCH),
+            1,
+        )
         cold = {"cache_dir": None, "rows": None, "with_rows": True}
         show("the base model's side, not cached", lambda: base_side(model, text, **how, **cold), 1)
         show("two models, full log-softmax", two_models, 1)

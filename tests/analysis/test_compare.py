@@ -450,6 +450,17 @@ def made() -> tuple[Any, Comparison]:
     return table, compare_tables({"d": table}, "lora")
 
 
+def test_the_table_never_shows_a_p_value_of_0():
+    rows = []
+    for seed in range(3):
+        rows += rows_of("lora", LOSSES, line(LOSSES), seed, rank=8)
+        rows += rows_of("other", LOSSES, line(LOSSES) - 0.5 - 0.001 * seed, seed, rank=8)
+    found = contest_of(rows)
+    assert 0 < found.contenders[0].adjusted_p < 1e-5
+    text = str(forgetting.compare(pd.DataFrame(rows), reference="lora"))
+    assert re.search(r"other rank 8 .* < 0\.001 ", text)
+
+
 def test_the_text_names_savings_and_whether_the_laws_hold(made):
     text = str(made[1])
     assert re.search(r"other rank 16: saves 0\.[34]\d\d \[0\.\d+, 0\.\d+\]", text)

@@ -21,6 +21,7 @@ from forgetting.analysis.compare.words import (
     sentence,
     span,
 )
+from forgetting.display.numbers import p_value
 from forgetting.display.tables import Shown
 
 WIDTH = 96
@@ -46,7 +47,7 @@ def _savings_shown(c: Contest, contenders: Sequence[Contender], heading: list[st
     rows, notes = [], []
     for one in contenders:
         between = f"{number(one.high)} to {number(one.low)}" if one.price else "-"
-        p = number(one.adjusted_p)
+        p = p_value(one.adjusted_p) if math.isfinite(one.adjusted_p) else "-"
         rows.append(
             (str(one.key), span(one.saving), span(one.final), span(one.over_ranks), p, between, str(len(one.seeds)))
         )
