@@ -102,7 +102,7 @@ def test_a_table_of_one_rank_gets_the_line_and_says_why(csv, tmp_path):
     result = run("fit", csv, "--only", "rank=8", "--bootstrap", 0, "--out", tmp_path / "one.json")
     assert "Forgetting is linear" in result
     assert "Shifted power laws" not in result
-    with pytest.raises(UsageError, match=r"only the line of Eq\. 4, which does not depend on ranks or steps"):
+    with pytest.raises(UsageError, match=r"only the line between the two losses \(Eq\. 4\)"):
         run("plan", tmp_path / "one.json", "--budget", 0.1)
     asked = json.loads(run("fit", csv, "--only", "rank=8", "--law", "shifted_power", "--bootstrap", 0, "--json"))
     assert any("fewer than 3 different values of trainable_params" in w for w in asked["warnings"])

@@ -10,6 +10,7 @@ import pytest
 
 from forgetting.analysis.fit import Fit, fit_from_published, fit_law, fit_study, load_fits, save_fits
 from forgetting.analysis.laws import LAWS, PUBLISHED
+from forgetting.analysis.plan.source import without_plan
 from forgetting.errors import UsageError
 
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -164,6 +165,14 @@ def test_a_dataset_with_one_rank_gets_the_line_only_and_says_why():
     fits = fit_study(data[data["rank"] == 8], bootstrap=0)
     assert list(fits["d"]) == ["linear"]
     assert any("shifted_power was not fitted: it needs at least 3" in w for w in fits["d"]["linear"].warnings)
+    assert without_plan(fits["d"]) == [
+        "shifted_power was not fitted: it needs at least 3 different values of trainable_params (such as ranks), but "
+        "the table has 1",
+        "a study gets one more rank by `forgetting study STUDY --rank RANK`",
+    ]
+    few = fit_study(data[data["step"] <= sorted(data["step"].unique())[1]], bootstrap=0)
+    assert "measure more often in a new study" in without_plan(few["d"])[-1]
+    assert without_plan(fit_study(data, bootstrap=0)["d"]) == []
 
 
 def test_save_and_load_lose_nothing(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,7 +66,10 @@ def test_the_forecast_of_a_run_uses_its_rows_its_schedule_and_the_prior_of_its_k
     steps, values, errors = zip(*ROWS[1:], strict=True)
     prior = ANY if held else PLAIN
     expected = forecast(steps, values, errors, end=12, rates=learning_rates(run.training), prior=prior)
-    assert of_run(RunFolder(tmp_path / "s" / "runs" / run.run_id()), run) == expected
+    folder = RunFolder(tmp_path / "s" / "runs" / run.run_id())
+    assert of_run(folder, run) == replace(expected, guide=True)
+    own = run.model_copy(update={"model": run.model.model_copy(update={"source": "miniature"})})
+    assert of_run(folder, own) == expected, "the bands are from runs of the miniature"
     assert expected.value > 0.12
 
 

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -327,7 +328,7 @@ class ForgettingCallback(TrainerCallback):
             return {}
         values, errors = zip(*points.values(), strict=True)
         how: dict[str, Any] = {"budget": self.budget, "rates": self._rates[0], "note": self._rates[1]}
-        self.forecast = forecast([*points], values, errors, end=state.max_steps, **how)
+        self.forecast = replace(forecast([*points], values, errors, end=state.max_steps, **how), guide=True)
         log.info("%s", self.forecast)
         return self.forecast.logged()
 

@@ -109,6 +109,8 @@ class Forecast:
         crossing_high: the step at which the lower bound exceeds the budget; None if it does not.
         why: why there is no forecast; empty if there is one.
         note: what the forecast assumes, besides an unchanged recipe.
+        guide: whether this is of another model than the miniature, whose runs the bands are from. They may be far off
+            for other models, so the text has none.
     """
 
     step: int
@@ -123,12 +125,17 @@ class Forecast:
     crossing_high: float | None = None
     why: str = ""
     note: str = ""
+    guide: bool = False
 
     def __str__(self) -> str:
         """For example `at step 400: 0.31 [0.27, 0.36]; the budget of 0.2 is crossed at about step 190 [160, 230]`."""
         if self.value is None:
             return f"no forecast for step {self.end}: {self.why}"
-        text = f"at step {self.end}: {_short(self.value)} [{_short(self.low)}, {_short(self.high)}]"
+        text = f"at step {self.end}: "
+        if self.guide:
+            text += f"about {_short(self.value)}, a rough guide"
+        else:
+            text += f"{_short(self.value)} [{_short(self.low)}, {_short(self.high)}]"
         if self.budget is not None:
             text += f"; the budget of {self.budget:g} {self._crossed()}"
         return text + (f" ({self.note})" if self.note else "")
@@ -144,6 +151,8 @@ class Forecast:
             return f"was crossed at about step {self.crossing:.0f}"
         if self.crossing_low is None:
             return "is not crossed"
+        if self.guide:
+            return "may be crossed" if self.crossing is None else f"is crossed at about step {self.crossing:.0f}"
         if self.crossing is None:
             return f"is crossed with a chance of {self.chance:.0%}, from step {self.crossing_low:.0f} on"
         last = f"after {self.end}" if self.crossing_high is None else f"{self.crossing_high:.0f}"

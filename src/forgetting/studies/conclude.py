@@ -96,13 +96,15 @@ class StudyResult(Result):
 
     def next_commands(self) -> list[str]:
         """What to do next: each a purpose and a command that can be pasted."""
-        from ..analysis.plan.source import EXAMPLE_BUDGET, can_plan
+        from ..analysis.plan.source import EXAMPLE_BUDGET, can_plan, without_plan
 
         found = []
         if self.failed:
             found.append(f"to run the failed runs again: {command('study', self.folder)}")
         if any(can_plan(laws) for laws in self.fits.values()):
             found.append(f"to plan a run within a budget: {command('plan', self.folder, '--budget', EXAMPLE_BUDGET)}")
+        elif why := next(filter(None, map(without_plan, self.fits.values())), None):
+            found.append(f"no plan is possible yet: {'; '.join(why)}")
         return [*found, f"to get every measurement: {command('table', self.folder, '--csv')}"]
 
     @checked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..config.schema import RunConfig
 from ..measuring.forecast import ANY, PLAIN, Forecast, forecast
 from ..store.folder import RunFolder
@@ -26,4 +28,5 @@ def of_run(folder: RunFolder, run: RunConfig) -> Forecast | None:
     rates = learning_rates(with_recipe(run, together).training)
     steps, values, errors = zip(*((row["step"], row["forgetting"], row["forgetting_se"]) for row in rows), strict=True)
     prior = ANY if together else PLAIN
-    return forecast(steps, values, errors, end=run.training.steps, rates=rates, prior=prior)
+    found = forecast(steps, values, errors, end=run.training.steps, rates=rates, prior=prior)
+    return replace(found, guide=run.model.source != "miniature")

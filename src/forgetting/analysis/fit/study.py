@@ -107,6 +107,10 @@ def _fit_along(law: str, rows: pd.DataFrame, name: str, seed: int, bootstrap: in
     return {law: fit}
 
 
+MEANING = {"trainable_params": " (such as ranks)", "step": " (measured steps)"} | {a.column: "" for a in AXES.values()}
+"""What the columns of a law over P, N or an option are, in brackets."""
+
+
 def unfit(table: Any, axis: Axis | None = None) -> str:
     """Why a law over P and N, or also over an option of a mitigation, cannot be fitted to a table's rows.
 
@@ -118,5 +122,7 @@ def unfit(table: Any, axis: Axis | None = None) -> str:
         cells = table[column]
         values = len(set(map(str, cells.unique() if hasattr(cells, "unique") else cells)))
         if values < LEAST:
-            return f"it needs at least {LEAST} different values of {column}, but the table has {values}"
+            return (
+                f"it needs at least {LEAST} different values of {column}{MEANING[column]}, but the table has {values}"
+            )
     return ""

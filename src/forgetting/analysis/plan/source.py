@@ -68,6 +68,18 @@ def _are_fits(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(fit, Fit) for fit in value.values())
 
 
+def without_plan(laws: Mapping[str, Fit]) -> list[str]:
+    """Why the laws of a data set cannot plan, and what to do; empty if they can, or if no reason is known."""
+    if "linear" not in laws or can_plan(laws):
+        return []
+    why = [w for w in laws["linear"].warnings if "shifted_power" in w]
+    if any("different values of trainable_params" in w for w in why):
+        why.append("a study gets one more rank by `forgetting study STUDY --rank RANK`")
+    elif any("different values of step" in w for w in why):
+        why.append("train longer (--steps), or measure more often in a new study (--measure-start, --measure-every)")
+    return why
+
+
 def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, along: Axis | None = None) -> Fit:
     """The law with this name; without a name, the only law, or the one that the request needs.
 
@@ -85,8 +97,8 @@ def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, alon
             raise UsageError(f"no law '{name}' here; {did_you_mean(name, laws)}")
         return laws[name]
     if wants_surface and list(laws) == ["linear"]:
-        why = [w for w in laws["linear"].warnings if "shifted_power" in w]
-        raise UsageError("; ".join(["there is only the line of Eq. 4, which does not depend on ranks or steps", *why]))
+        only = "there is only the line between the two losses (Eq. 4), which does not depend on ranks or steps"
+        raise UsageError("; ".join([only, *without_plan(laws)]))
     if len(laws) == 1:
         return next(iter(laws.values()))
     if along is not None and along.name not in laws:
