@@ -81,6 +81,26 @@ def test_a_run_within_its_budget_keeps_its_last_model(tmp_path):
     assert [(row["step"], row["kept"]) for row in callback.rows] == [(0, False), (4, False), (6, False)]
 
 
+class StopAtEvaluation(TrainerCallback):
+    """Stops training as early stopping does, at a step that is not on the grid."""
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == 3
+
+
+def test_a_run_that_stops_between_measurements_is_measured_before_anything_is_restored(tmp_path):
+    """Before, a run within its budget lost all steps after the last measured one."""
+
+    def rows(budget):
+        callback = ForgettingCallback(WINDOWS, every=2, budget=budget)
+        trainer_of(tmp_path, "lora", [callback, StopAtEvaluation()], eval_strategy="steps", eval_steps=1).train()
+        return [(row["step"], row["kept"]) for row in callback.rows], [row["forgetting"] for row in callback.rows]
+
+    steps, at = rows(10)
+    assert steps == [(0, False), (2, False), (3, False)]
+    assert rows((at[1] + at[2]) / 2)[0] == [(0, False), (2, False), (3, False), (2, True)]
+
+
 def test_the_untrained_model_may_be_the_only_one_within_the_budget(tmp_path, caplog):
     callback = ForgettingCallback(WINDOWS, every=2, budget=1e-9)
     with caplog.at_level(logging.WARNING, logger="forgetting"):

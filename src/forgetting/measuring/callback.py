@@ -225,6 +225,8 @@ class ForgettingCallback(TrainerCallback):
         step = state.global_step
         if args.load_best_model_at_end and state.best_model_checkpoint:
             step = state.best_global_step
+        elif self.rows[-1]["step"] != step:  # stopped between two measurements; it may be within the budget
+            self._measure(args, state, control, model)
         if self._kept is not None and self._kept.step != step:
             step = self._restore(model, step)
         elif step != state.global_step:
