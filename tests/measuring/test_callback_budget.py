@@ -178,6 +178,32 @@ def test_a_resumed_run_restores_the_same_model(tmp_path, kind):
     assert not lost.rows[-1]["kept"]
 
 
+class Score(TrainerCallback):
+    """A metric of each evaluation that falls with every step, so that the first evaluated model is the best."""
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        kwargs["metrics"]["eval_score"] = -float(state.global_step)
+
+
+def test_a_resumed_run_knows_the_score_of_the_model_in_its_checkpoint(tmp_path, caplog):
+    """Before, the best model counted as one without a score, and the next one, though worse, replaced it."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "score", "greater_is_better": True, "max_steps": 6}
+
+    def rows(budget, *more, resume=None):
+        callback = ForgettingCallback(WINDOWS, every=100, budget=budget)
+        trainer = trainer_of(tmp_path, "lora", [Score(), callback, *more], **STEPS, **best)
+        trainer.train(resume_from_checkpoint=resume)
+        return [(row["step"], row["kept"]) for row in callback.rows]
+
+    rows(10, Stop(2))
+    resumed = str(tmp_path / "checkpoint-2")
+    assert rows(10, resume=resumed) == [(2, False), (4, False), (6, False), (2, True)]
+    rows(10, Stop(4))
+    with caplog.at_level(logging.WARNING, logger="forgetting"):
+        rows(1e-9, resume=str(tmp_path / "checkpoint-4"))
+    assert "no model inside the budget of 1e-09" in caplog.text, "the stored one is above the new budget"
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["SFT", "packed", "DPO", "GRPO"])
 def test_the_adapter_that_trl_saves_passes_the_check(tmp_path, name, tiny_model, corpora):

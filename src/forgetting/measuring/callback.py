@@ -175,7 +175,9 @@ class ForgettingCallback(TrainerCallback):
         self._rates = scheduled_rates(kwargs.get("lr_scheduler"), state.max_steps)
         if self.budget is not None and state.global_step > 0:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self._kept = keeping.read(checkpoint, model, sharded=sharding.is_sharded(model))
+            kept = keeping.read(checkpoint, model, sharded=sharding.is_sharded(model))
+            if kept is not None and _logged_forgetting(state).get(kept.step, 0.0) <= self.budget:
+                self._kept = kept  # the budget may be lower than when it was stored
         self._training = True
         self.seconds += time.perf_counter() - began
         forgetting = self._measure(args, state, control, model)
@@ -210,8 +212,8 @@ class ForgettingCallback(TrainerCallback):
             self._keep(state, model, value if args.greater_is_better else -value)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Store the model to restore, if it is of an earlier step, in this step's checkpoint."""
-        if self._kept is None or self._kept.step == state.global_step:
+        """Store the model to restore, if it is of an earlier step or has a score, in this step's checkpoint."""
+        if self._kept is None or (self._kept.step == state.global_step and self._kept.score is None):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
@@ -257,7 +259,10 @@ class ForgettingCallback(TrainerCallback):
         forgetting = self.rows[-1]["forgetting"]
         if self.budget is None or forgetting is None or forgetting > self.budget:
             return
-        if self._kept is None or self._kept.step == state.global_step or not self._kept.is_better_than(score):
+        if self._kept is not None and self._kept.step == state.global_step:
+            if score is not None:
+                self._kept.score = score
+        elif self._kept is None or not self._kept.is_better_than(score):
             self._kept = keeping.copied(model, state.global_step, score, self._kept)
 
     def _base_targets(
@@ -340,6 +345,12 @@ class ForgettingCallback(TrainerCallback):
         """Log as Trainer.log does: to the log history and to every reporter."""
         logs = {f"{under}/{logged(name)}": value for name, value in _columns(row).items()}
         log_through(self._logger, args, state, control, logs)
+
+
+def _logged_forgetting(state: TrainerState) -> dict[int, float]:
+    """Forgetting by step, nats/token, as it was logged; also before a resumed run was interrupted."""
+    rows = ((x["step"], x.get(f"{OURS}forgetting")) for x in state.log_history)
+    return {step: value for step, value in rows if value is not None}
 
 
 def scheduled_rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]:
