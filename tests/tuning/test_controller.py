@@ -12,8 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from forgetting import ForgettingController
+from forgetting import ForgettingCallback, ForgettingController
 from forgetting.errors import UsageError
+from forgetting.measuring.forecast import forecast
 from forgetting.tuning.controller import _refuse, _split
 
 
@@ -113,6 +114,15 @@ def test_a_resumed_run_continues_with_the_same_weights_to_the_bit(tmp_path, tiny
     train(tmp_path / "b", tiny_model, [], **options)
     with pytest.raises(UsageError, match="written without it"):
         train(tmp_path / "b", tiny_model, [whole], resume=str(tmp_path / "b" / "checkpoint-4"), **options)
+
+
+def test_the_callbacks_forecast_ignores_the_controllers_sample(tmp_path, tiny_model, text):
+    """Both log `forgetting/forgetting`; before, the sample's values replaced those of the text."""
+    callback = ForgettingCallback(text, every=1, context=16)
+    train(tmp_path, tiny_model, [callback, ForgettingController(text, budget=0.05, context=16)])
+    rows = callback.rows[:-1]
+    points = [[row[name] for row in rows] for name in ("step", "forgetting", "forgetting_se")]
+    assert callback.forecast == forecast(*points, end=8, rates=[1 - step / 8 for step in range(8)])
 
 
 @pytest.mark.parametrize(

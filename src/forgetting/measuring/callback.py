@@ -176,7 +176,7 @@ class ForgettingCallback(TrainerCallback):
         if self.budget is not None and state.global_step > 0:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             kept = keeping.read(checkpoint, model, sharded=sharding.is_sharded(model))
-            if kept is not None and _logged_forgetting(state).get(kept.step, 0.0) <= self.budget:
+            if kept is not None and _logged(state).get(kept.step, (0.0, None))[0] <= self.budget:
                 self._kept = kept  # the budget may be lower than when it was stored
         self._training = True
         self.seconds += time.perf_counter() - began
@@ -327,9 +327,7 @@ class ForgettingCallback(TrainerCallback):
         """Forecast the last step from the measurements so far, including those before a resumed run was interrupted."""
         if not 0 < state.global_step < state.max_steps:
             return {}
-        key = f"{OURS}forgetting"
-        points = {x["step"]: (x[key], x.get(f"{key}_se")) for x in state.log_history if x.get(key) is not None}
-        points = {step: point for step, point in points.items() if step < state.global_step}
+        points = {step: point for step, point in _logged(state).items() if step < state.global_step}
         points[state.global_step] = row["forgetting"], row["forgetting_se"]
         if row["forgetting"] is None:
             return {}
@@ -347,10 +345,14 @@ class ForgettingCallback(TrainerCallback):
         log_through(self._logger, args, state, control, logs)
 
 
-def _logged_forgetting(state: TrainerState) -> dict[int, float]:
-    """Forgetting by step, nats/token, as it was logged; also before a resumed run was interrupted."""
-    rows = ((x["step"], x.get(f"{OURS}forgetting")) for x in state.log_history)
-    return {step: value for step, value in rows if value is not None}
+def _logged(state: TrainerState) -> dict[int, tuple[float, float | None]]:
+    """Forgetting by step and its standard error, as logged here; also before a resumed run was interrupted.
+
+    ForgettingController logs the forgetting on its own sample under the same name, but nothing else that is measured.
+    """
+    key = f"{OURS}forgetting"
+    rows = (x for x in state.log_history if x.get(key) is not None and f"{OURS}agreement" in x)
+    return {x["step"]: (x[key], x.get(f"{key}_se")) for x in rows}
 
 
 def scheduled_rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]:
