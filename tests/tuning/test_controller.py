@@ -125,6 +125,15 @@ def test_the_callbacks_forecast_ignores_the_controllers_sample(tmp_path, tiny_mo
     assert callback.forecast == forecast(*points, end=8, rates=[1 - step / 8 for step in range(8)])
 
 
+def test_a_trainer_that_would_replace_it_by_one_with_default_arguments_is_refused(tmp_path, tiny_model, text):
+    """transformers makes callbacks anew from what checkpoints say of their arguments; a text cannot be stored there."""
+    options = {"save_strategy": "steps", "save_steps": 4}
+    train(tmp_path, tiny_model, [ForgettingController(text, budget=0.02, context=16)], **options)
+    checkpoint, options["restore_callback_states_from_checkpoint"] = str(tmp_path / "checkpoint-4"), True
+    with pytest.raises(UsageError, match="restore_callback_states_from_checkpoint would replace it"):
+        train(tmp_path, tiny_model, [ForgettingController(text, budget=0.02, context=16)], checkpoint, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -104,6 +104,11 @@ class ForgettingController(TrainerCallback, ExportableState):
         rates, _ = scheduled_rates(kwargs.get("lr_scheduler"), state.max_steps)
         self.steering = Steering(self.budget, state.max_steps, rates)
         if state.global_step > 0:
+            if args.restore_callback_states_from_checkpoint:
+                raise UsageError(
+                    "ForgettingController: restore_callback_states_from_checkpoint would replace it by one with "
+                    "default arguments; leave it out: the state is restored without it"
+                )
             kept: Any = (state.stateful_callbacks or {}).get(type(self).__name__)
             if not kept or not kept["attributes"]["steering"]:
                 raise UsageError("ForgettingController: the checkpoint was written without it; train from the start")
