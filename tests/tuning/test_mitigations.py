@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPTNeoXConfig
 
 from forgetting.config.schema import ModelConfig, RunConfig, StudyConfig, validate
 from forgetting.data.windows import Windows, training_order
@@ -27,6 +28,7 @@ from forgetting.tuning.mitigations import MITIGATIONS, Course, Situation, parse_
 from forgetting.tuning.mitigations.base_pass import BasePass, own_positions
 from forgetting.tuning.mitigations.ewc import diagonal_fisher
 from forgetting.tuning.mitigations.flow import Weighting, easy_weights
+from forgetting.tuning.mitigations.freeze_layers import FreezeLayers
 from forgetting.tuning.mitigations.l2sp import WeightPenalty
 from forgetting.tuning.mitigations.replay import replayed
 from forgetting.tuning.mitigations.weights import weight_changes
@@ -556,6 +558,30 @@ def test_frozen_blocks_stay_the_base_models_also_after_resuming(studied: Any, ti
     assert same == {name for name in base if ".layers.0." in name or "embed" in name}
     plain, frozen = (runs["lora", name].read()["trainable_params"] for name in ("", "freeze_layers"))
     assert frozen == plain / 2
+
+
+@pytest.mark.parametrize(
+    ("config", "norm"),
+    [
+        (GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=9), "ln_f"),  # learned positions, a tied head
+        (BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=9), "ln_f"),  # a norm of the embeddings
+        (GPTNeoXConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=9),
+         "final_layer_norm"),  # a head of its own, in transformers before 5.24 called embed_out
+    ],
+)  # fmt: skip
+def test_freezing_blocks_freezes_all_embeddings_and_no_head(config: Any, norm: str) -> None:
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(True)
+    FreezeLayers(layers=1).adapt(model)
+    left = {name for name, p in model.named_parameters() if p.requires_grad and ".1." not in name}
+    assert {name.split(".")[-2] for name in left} - {"lm_head", "embed_out"} == {norm}
+    assert model.get_output_embeddings().weight.requires_grad == (config.model_type == "gpt_neox")
+
+
+def test_freezing_blocks_freezes_adapters_on_learned_positions() -> None:
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=9))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["wpe", "c_fc"], fan_in_fan_out=True))
+    FreezeLayers(layers=1).adapt(adapted)
+    assert {name.split(".")[4] for name, p in adapted.named_parameters() if p.requires_grad} == {"1"}
 
 
 # ---- interpolation

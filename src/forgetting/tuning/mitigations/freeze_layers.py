@@ -5,7 +5,7 @@ Lee et al. 2019, *What Would Elsa Do? Freezing Layers During Transformer Fine-Tu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -47,7 +47,7 @@ class FreezeLayers(Mitigation):
         blocks = {block for name, _ in model.named_parameters() if (block := _block(name)) is not None}
         if self.layers >= len(blocks):
             raise UsageError(f"{where}; the model has {len(blocks)} blocks; freeze fewer")
-        embeddings = {id(p) for p in model.get_input_embeddings().parameters()}  # type: ignore[operator]
+        embeddings = _embeddings(model)
         frozen = 0
         for name, parameter in model.named_parameters():
             block = _block(name)
@@ -58,6 +58,21 @@ class FreezeLayers(Mitigation):
             raise UsageError(f"{where}; nothing in those blocks trains with this method, so it would change nothing")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UsageError(f"{where}; nothing would be left to train")
+
+
+def _embeddings(model: Any) -> set[int]:
+    """The ids of the parameters before the blocks: of token and learned position embeddings, and of their norms."""
+    from torch import nn
+
+    found = {id(p) for p in model.get_input_embeddings().parameters()}
+    output = model.get_output_embeddings()
+    head = set() if output is None else {id(module) for module in output.modules()}
+    for name, module in model.named_modules():
+        named = "embed" in name.rpartition(".")[2].lower()  # also a norm such as BLOOM's word_embeddings_layernorm
+        adapted = isinstance(getattr(module, "base_layer", None), nn.Embedding)
+        if _block(name) is None and id(module) not in head and (named or adapted or isinstance(module, nn.Embedding)):
+            found |= {id(p) for inner, p in module.named_parameters() if _block(inner) is None}
+    return found
 
 
 def _block(name: str) -> int | None:
