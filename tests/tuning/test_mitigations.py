@@ -26,6 +26,7 @@ from forgetting.tuning.grid import expand_runs
 from forgetting.tuning.methods import METHODS, Context
 from forgetting.tuning.mitigations import MITIGATIONS, Course, Situation, parse_together, plan_course
 from forgetting.tuning.mitigations.base_pass import BasePass, own_positions
+from forgetting.tuning.mitigations.divergence import divergence
 from forgetting.tuning.mitigations.ewc import diagonal_fisher
 from forgetting.tuning.mitigations.flow import Weighting, easy_weights
 from forgetting.tuning.mitigations.freeze_layers import FreezeLayers
@@ -309,8 +310,6 @@ def test_a_text_that_changed_since_a_run_started_stops_it(tiny_model: Path, corp
 
 
 def test_divergences_equal_the_slow_twin() -> None:
-    from forgetting.tuning.mitigations.divergence import divergence
-
     generator = torch.Generator().manual_seed(0)
     base, tuned = (torch.randn(2, 5, 7, generator=generator) for _ in range(2))
     labels = torch.tensor([[-100, 1, 2, -100, 3], [-100, -100, 4, 5, 6]])
@@ -349,6 +348,24 @@ def test_the_base_pass_is_the_base_model_whatever_was_trained(
     assert [p.requires_grad for p in model.parameters()] == flags
     assert model.training
     assert not torch.allclose(own_positions(model(input_ids=ids).logits, ids), expected, atol=1e-3)
+
+
+def test_kl_on_the_task_leaves_out_the_virtual_tokens_of_a_prompt(
+    tiny_model: Path, corpora: Path, tmp_path: Path
+) -> None:
+    prompt = {"name": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}}
+    kl = {"name": "kl", "on": "task", "weight": 3.0}
+    config = configure(tiny_model, corpora, methods=[{**prompt, "mitigations": [kl]}])
+    at, _, context = situation(config, tmp_path)
+    term: Any = parse_together(at.run)[0].term(at)
+    ids = torch.arange(7, 23).reshape(2, 8)
+    base = at.base.model(input_ids=ids).logits
+    model: Any = METHODS.parse(at.run.method).prepare(at.base.model, context)
+    term.start(model)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    logits = model(input_ids=ids).logits
+    expected = 3 * divergence(base, logits[:, 2:], ids, "forward") / 14
+    torch.testing.assert_close(term.on_batch(model, batch, logits, 14), expected)
 
 
 # ---- l2sp and ewc

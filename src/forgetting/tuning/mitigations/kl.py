@@ -87,10 +87,12 @@ class _Divergence(Term):
         return self.options.on != "general"
 
     def on_batch(self, model: nn.Module, batch: dict[str, Tensor], logits: Tensor, tokens: Tensor | int) -> Any:
+        from .base_pass import own_positions
         from .divergence import divergence
 
+        tuned = own_positions(logits, batch["input_ids"])
         base = self.base.logits(model, batch["input_ids"], batch["attention_mask"])
-        return self.options.weight * divergence(base, logits, batch["labels"], self.options.direction) / tokens
+        return self.options.weight * divergence(base, tuned, batch["labels"], self.options.direction) / tokens
 
     def on_step(self, model: nn.Module, step: int) -> None:
         if self.general is not None:
