@@ -371,6 +371,22 @@ def test_kl_on_the_task_leaves_out_the_virtual_tokens_of_a_prompt(
 # ---- l2sp and ewc
 
 
+def test_ewc_knows_the_importance_of_a_tied_head(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+    """The Fisher information of a tied weight is stored under its first name, that of the embeddings."""
+    ewc = {"name": "ewc", "text": {"source": str(corpora / "train.jsonl")}, "windows": 2}
+    lora = {"name": "lora", "rank": 2, "alpha": 2, "target_modules": ["lm_head"], "mitigations": [ewc]}
+    at, _, context = situation(configure(tiny_model, corpora, methods=[lora]), tmp_path)
+    term: Any = parse_together(at.run)[0].term(at)
+    model: Any = METHODS.parse(at.run.method).prepare(at.base.model, context)
+    term.start(model)
+    a, b = (model.get_parameter(f"base_model.model.lm_head.lora_{x}.default.weight") for x in "AB")
+    torch.nn.init.ones_(b)
+    term.on_step(model, 0)
+    twin = b.detach().clone().requires_grad_()
+    (0.5 * (term.importance["model.embed_tokens.weight"] * (2**0.5 * twin @ a.detach()) ** 2).sum()).backward()
+    torch.testing.assert_close(b.grad, twin.grad)
+
+
 def test_penalties_have_the_gradient_of_their_formula(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     config = configure(tiny_model, corpora, methods=[{"name": "lora", "rank": 2, "alpha": 3}])
     at, _, context = situation(config, tmp_path)

@@ -65,8 +65,12 @@ class Ewc(Mitigation):
         chosen = _sample(windows, self.windows)
         at.facts[self.name] = {"windows": len(chosen), "text": chosen.fingerprint()}
         found = at.cached("fisher", [chosen.fingerprint()], lambda: diagonal_fisher(at.base.model, chosen))
-        device = at.base.model.device
-        return WeightPenalty(self.name, self.weight / 2, {name: f.to(device) for name, f in found.items()})
+        model = at.base.model
+        fisher = {name: f.to(model.device) for name, f in found.items()}
+        first = {id(p): name for name, p in model.named_parameters()}
+        # a tied weight has several names; an adapter may be on any of them
+        named = model.named_parameters(remove_duplicate=False)
+        return WeightPenalty(self.name, self.weight / 2, {name: fisher[first[id(p)]] for name, p in named})
 
 
 def _sample(windows: Windows, count: int) -> Windows:
