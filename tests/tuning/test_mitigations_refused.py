@@ -74,6 +74,8 @@ def test_general_text_that_is_also_measured_is_refused(tiny_model: Path, corpora
         return str(caught.value)
 
     assert "shares 12 passages with the measured text" in refused(corpora / "general.jsonl")
+    further = {"texts": {"more": {"source": str(corpora / "train.jsonl")}}}
+    assert f"with the measured text {corpora / 'train.jsonl'};" in refused(corpora / "train.jsonl", **further)
     # one article under another id, inside a longer document
     article = json.loads((corpora / "general.jsonl").read_text().splitlines()[3])["text"]
     mixed = tmp_path / "mixed.jsonl"

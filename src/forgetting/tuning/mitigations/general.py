@@ -44,10 +44,9 @@ class GeneralTexts:
             UsageError: names the mitigation, the text and what it shares.
         """
         mine = self.corpora.text(text).passages
-        measured = {
-            f"the measured text {run.text.source}": self.corpora.text(run.text).passages,
-            f"the held-out part of {run.dataset_name}": self.corpora.dataset(run.dataset)[1].passages,
-        }
+        further = [one for one in run.texts.values() if isinstance(one, TextConfig)]
+        measured = {f"the measured text {one.source}": self.corpora.text(one).passages for one in (run.text, *further)}
+        measured[f"the held-out part of {run.dataset_name}"] = self.corpora.dataset(run.dataset)[1].passages
         for where, theirs in measured.items():
             shared = count_shared(mine, theirs)
             if shared:
