@@ -293,6 +293,20 @@ def test_generated_replay_is_sampled_from_the_base_model_seeded_and_cached(
         assert 2 not in ids[1:-1], "nothing after its end"
 
 
+def test_generated_replay_ignores_the_models_own_generation_settings(
+    tiny_model: Path, corpora: Path, tmp_path: Path
+) -> None:
+    """A repetition penalty, as Qwen's instruct models have, would not sample from the model's distribution."""
+    replay = {"name": "replay", "fraction": 0.5, "generated": True}
+    config = configure(tiny_model, corpora, methods=[{"name": "lora", "mitigations": [replay]}])
+    _, course, _ = planned(config, tmp_path / "a")
+    at, plain, _ = situation(config, tmp_path / "b")
+    at.base.model.generation_config.repetition_penalty = 2.0
+    with_penalty, _ = plan_course(parse_together(at.run), plain, at)
+    assert with_penalty.windows.fingerprint() == course.windows.fingerprint()
+    assert at.base.model.generation_config.repetition_penalty == 2.0
+
+
 @pytest.mark.full
 def test_a_text_that_changed_since_a_run_started_stops_it(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     text = tmp_path / "general.jsonl"

@@ -106,7 +106,7 @@ def generate(
     with adapters.undisturbed(model), adapters.as_base(model):
         inner = model.get_base_model() if adapters.is_peft(model) else model
         try:
-            with _own_settings(inner, ends, max_new_tokens):
+            with only_settings(inner, **_greedy(ends, max_new_tokens)):
                 found = _all_written(inner, prompts, ends, max_new_tokens, temperature, seed, batch)
         except ForgettingError:
             raise
@@ -183,23 +183,27 @@ def _two_steps(model: Any, prompts: Sequence[Ids]) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _own_settings(model: Any, ends: Sequence[int], max_new_tokens: int) -> Iterator[None]:
+def only_settings(model: Any, **settings: Any) -> Iterator[None]:
     """Inside, a model generates with these settings only; transformers would take missing ones from the model's own."""
     from transformers import GenerationConfig
 
     before = model.generation_config
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(ends) or None,
-        pad_token_id=ends[0] if ends else 0,
-    )
+    model.generation_config = GenerationConfig(**settings)
     try:
         yield
     finally:
         model.generation_config = before
+
+
+def _greedy(ends: Sequence[int], max_new_tokens: int) -> dict[str, Any]:
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "use_cache": True,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": list(ends) or None,
+        "pad_token_id": ends[0] if ends else 0,
+    }
 
 
 def _written(model: Any, prompts: Sequence[Ids], noise: _Gumbel | None) -> Ids:

@@ -117,7 +117,7 @@ def _first_token(base: Base) -> int | None:
 
 def _generate(at: Situation, count: int) -> Windows:
     """`count` windows sampled from the base model, at temperature 1 from its whole distribution."""
-    key = [at.run.seed, at.run.context, count]
+    key = [at.run.seed, at.run.context, count, "without the model's own settings"]
     found = at.cached("generated", key, lambda: _sample(at.base, at.run, count))
     ids, lengths = found["ids"].numpy(), found["lengths"].numpy().astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -131,26 +131,18 @@ def _sample(base: Base, run: RunConfig, count: int) -> dict[str, Tensor]:
     import torch
 
     from ...models.adapters import undisturbed
+    from ...models.generation import only_settings
 
     first, pad, end = _first_token(base), base.tokenizer.pad_token_id, base.tokenizer.eos_token_id
     assert first is not None  # `check` made sure of this
+    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": pad, "eos_token_id": end}
+    length = {"min_new_tokens": 1, "max_new_tokens": run.context - 1}
     rows: list[Tensor] = []
-    with undisturbed(base.model):
+    with undisturbed(base.model), only_settings(base.model, **how, **length):
         torch.manual_seed(run.seed + SALT)
         for _ in range(math.ceil(count / GENERATED_AT_ONCE)):
             starts = torch.full((GENERATED_AT_ONCE, 1), first, device=base.model.device)
-            written = base.model.generate(
-                input_ids=starts,
-                attention_mask=torch.ones_like(starts),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                min_new_tokens=1,
-                max_new_tokens=run.context - 1,
-                pad_token_id=pad,
-                eos_token_id=end,
-            )
+            written = base.model.generate(input_ids=starts, attention_mask=torch.ones_like(starts))
             rows += [_until_end(row, end) for row in written.cpu()]
     kept = rows[:count]
     return {"ids": torch.cat(kept).to(torch.int32), "lengths": torch.tensor([len(row) for row in kept])}
