@@ -25,7 +25,7 @@ from forgetting.studies.study import study
 from forgetting.tuning.grid import expand_runs
 from forgetting.tuning.methods import METHODS, Context
 from forgetting.tuning.mitigations import MITIGATIONS, Course, Situation, parse_together, plan_course
-from forgetting.tuning.mitigations.base_pass import BasePass, own_positions
+from forgetting.tuning.mitigations.base_pass import BasePass, copy_held, own_positions
 from forgetting.tuning.mitigations.divergence import divergence
 from forgetting.tuning.mitigations.ewc import diagonal_fisher
 from forgetting.tuning.mitigations.flow import Weighting, easy_weights
@@ -380,6 +380,28 @@ def test_kl_on_the_task_leaves_out_the_virtual_tokens_of_a_prompt(
     logits = model(input_ids=ids).logits
     expected = 3 * divergence(base, logits[:, 2:], ids, "forward") / 14
     torch.testing.assert_close(term.on_batch(model, batch, logits, 14), expected)
+
+
+def test_the_base_pass_is_the_base_model_when_its_biases_train_beside_an_adapter(
+    models: dict[str, Path], corpora: Path, tmp_path: Path
+) -> None:
+    """With the adapter off, the base model's own biases stay as trained."""
+    lora = {"name": "peft", "config": {"peft_type": "LORA", "target_modules": ["c_attn"], "bias": "all"}}
+    data = {"x": {"source": str(corpora / "train.jsonl"), "heldout": 0.2}}
+    config = configure(models["gpt2"], corpora, methods=[lora], datasets=data)
+    at, _, context = situation(config, tmp_path)
+    ids = torch.arange(7, 23).reshape(2, 8)
+    with torch.no_grad():
+        expected = at.base.model(input_ids=ids).logits
+    base = BasePass(at)
+    model = METHODS.parse(at.run.method).prepare(at.base.model, context)
+    base.start(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    assert base.copied
+    torch.testing.assert_close(base.logits(model, ids, None), expected)
+    assert copy_held(at.run, model, 7) == 7
 
 
 # ---- l2sp and ewc

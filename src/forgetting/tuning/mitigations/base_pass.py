@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...config.schema import RunConfig
+from ...errors import UsageError
 from ...models.adapters import as_base, is_peft, undisturbed
+from ...models.comparable import check_live_adapter
 from ...models.loading import load_base
 from .base import Situation
 
@@ -36,7 +38,7 @@ class BasePass:
 
     def start(self, model: nn.Module) -> None:
         """Find out how to run the base model, once the method has prepared the model."""
-        if is_peft(model):
+        if is_peft(model) and _restored_by_disabling(model):
             found = self._disabled(model, self._ids, None)
             bound = TOLERANCE * float(self._expected.abs().max())
             if float((found - self._expected).abs().max()) <= bound:
@@ -64,7 +66,17 @@ def copy_held(run: RunConfig, model: nn.Module, base: int) -> int:
     """Bytes of the frozen copy of a base model of that size: 0 if switching the adapters off gives the base model."""
     from ..methods import METHODS
 
-    return 0 if is_peft(model) and METHODS.parse(run.method).start != "rounding" else base
+    switched = is_peft(model) and _restored_by_disabling(model)
+    return 0 if switched and METHODS.parse(run.method).start != "rounding" else base
+
+
+def _restored_by_disabling(model: nn.Module) -> bool:
+    """Whether disabling the adapter also undoes what is trained beside it: with `bias: all` the base model's biases."""
+    try:
+        check_live_adapter(model)
+    except UsageError:
+        return False
+    return True
 
 
 def own_positions(logits: Tensor, ids: Tensor) -> Tensor:
