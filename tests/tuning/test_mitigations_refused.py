@@ -31,6 +31,7 @@ PROMPT = {"name": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_
         ({"name": "pissa"}, {"name": "interpolation"}, "interpolation: does not work with pissa: its adapters"),
         ({"name": "full"}, {"name": "dropout"}, "dropout: does not work with full, which has no option `dropout`"),
         ({"name": "lora", "dropout": 0.1}, {"name": "dropout"}, "mitigations.dropout: lora already has dropout 0.1"),
+        ({"name": "ln_tuning"}, {"name": "weight_decay"}, "weight_decay: does not work with ln_tuning: transformers"),
         ({"name": "lora"}, {"name": "freeze_layers", "layers": 2}, "layers: got 2; the model has 2 blocks"),
         ({"name": "lora"}, [{"name": "flow"}, {"name": "token_masking"}], "flow and token_masking exclude each other"),
         ({"name": "lora"}, [{"name": "l2sp"}, {"name": "l2sp", "weight": 3}], "contains one twice"),

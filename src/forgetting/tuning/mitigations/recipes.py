@@ -35,6 +35,10 @@ class LearningRate(Mitigation):
         return run.model_copy(update={"training": run.training.model_copy(update={"learning_rate": rate})})
 
 
+UNDECAYED = ("bias", "ln_tuning")
+"""Methods that train only biases or norms, which transformers does not decay."""
+
+
 class WeightDecay(Mitigation):
     """Decoupled weight decay: pulls the trained weights to zero, which for adapters is towards the base model.
 
@@ -51,7 +55,12 @@ class WeightDecay(Mitigation):
     )
 
     def check(self, run: RunConfig, base: Base) -> None:
-        """Refuse a decay that the recipe already has."""
+        """Refuse a decay that the recipe already has, or that nothing would get."""
+        if run.method.name in UNDECAYED:
+            raise UsageError(
+                f"mitigations.weight_decay: does not work with {run.method.name}: transformers decays neither biases "
+                "nor norms, so it would change nothing"
+            )
         if run.training.weight_decay == self.value:
             raise UsageError(f"mitigations.weight_decay: the recipe already has training.weight_decay {self.value}")
 
