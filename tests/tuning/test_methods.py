@@ -322,6 +322,38 @@ def test_layers_and_attention_are_found_in_other_architectures() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "lora"},
+        {"name": "lora", "target_modules": ["q_proj"]},
+        {"name": "lora", "layers": "top-1"},
+        {"name": "lora", "target_modules": "attention"},
+        {"name": "top_layers"},
+        {"name": "ln_tuning"},
+        {"name": "bias"},
+    ],
+    ids=str,
+)
+def test_of_a_model_that_also_reads_images_only_the_part_for_text_trains(
+    entry: dict[str, Any], context: Context
+) -> None:
+    """Text gives the others no gradient; before, they counted as trained, and a longer tower was the decoder."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    text = LlamaConfig(vocab_size=27, num_hidden_layers=2, attention_bias=True, **sizes)
+    seen = CLIPVisionConfig(num_hidden_layers=4, image_size=8, patch_size=4, **sizes)
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=seen, image_token_index=26))
+    method = METHODS.parse(MethodConfig.model_validate(entry))
+    method.check(model, context)
+    made = method.prepare(model, context)
+    made.train()(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    trained = {name: p.grad for name, p in made.named_parameters() if p.requires_grad}
+    assert trained
+    assert [name for name, gradient in trained.items() if gradient is None] == []
+
+
 # --- wrong options: one line, exit code 2, before anything runs
 
 

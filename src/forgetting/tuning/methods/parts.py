@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ...errors import UsageError
 from .base import Context, Method
-from .targets import Layers, adapt, decoder_layers, layer_numbers
+from .targets import Layers, adapt, decoder_layers, layer_numbers, text_part
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -62,13 +62,15 @@ class Bias(Method):
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
         """Refuse a model without biases."""
-        if not any(name.endswith("bias") for name, _ in model.named_parameters()):
+        part = text_part(model)
+        if not any(name.endswith("bias") and name.startswith(part) for name, _ in model.named_parameters()):
             raise UsageError(f"methods.bias: {type(model).__name__} has no biases to train; use another method")
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
         """Freeze everything except biases; see `Method.prepare`."""
+        part = text_part(model)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("bias"))
+            parameter.requires_grad_(name.endswith("bias") and name.startswith(part))
         return model
 
 
@@ -92,10 +94,12 @@ class LnTuning(Method):
         Raises:
             UsageError: there are none, or no such layer.
         """
+        part = text_part(model)
         names = [
             name
             for name, module in model.named_modules()
             if "norm" in type(module).__name__.lower() and any(True for _ in module.parameters(recurse=False))
+            if name.startswith(part)
         ]
         if self.layers is not None:
             prefix, _ = decoder_layers(model)

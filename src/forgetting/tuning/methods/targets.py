@@ -97,16 +97,27 @@ class Targeted(Method):
             )
 
 
+def text_part(model: PreTrainedModel) -> str:
+    """Prefix of the modules that text goes through, in a model that also reads images; empty for any other model.
+
+    The others would get no gradient from text, and would count as trainable parameters.
+    """
+    if model.config.get_text_config() is model.config or not hasattr(model, "get_decoder"):
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+
+
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """All linear modules except the output head, by name; includes GPT-2's Conv1D."""
+    """All linear modules of the text part except the output head, by name; includes GPT-2's Conv1D."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
+    head, part = model.get_output_embeddings(), text_part(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and name.startswith(part)
     }
 
 
@@ -119,14 +130,16 @@ def shape(module: Any) -> tuple[int, int]:
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, int]:
-    """Name and length of the list of decoder layers: the outermost list of modules, or the longest of several.
+    """Name and length of the list of decoder layers: the outermost list of modules for text, the longest of several.
 
     Raises:
         UsageError: the model has no such list.
     """
     import torch
 
-    lists = {name: len(m) for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)}
+    part = text_part(model)
+    inside = [(name, module) for name, module in model.named_modules() if name.startswith(part)]
+    lists = {name: len(m) for name, m in inside if isinstance(m, torch.nn.ModuleList) and len(m)}
     outermost = {name: n for name, n in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     if not outermost:
         raise UsageError(f"layers: no list of decoder layers found in {type(model).__name__}; give target_modules")
@@ -170,17 +183,17 @@ def choose(
     Raises:
         UsageError: nothing matches.
     """
-    names = list(linear_modules(model))
+    names, part, head = list(linear_modules(model)), text_part(model), model.get_output_embeddings()
     if isinstance(wanted, list):
-        every = [name for name, _ in model.named_modules() if name]
+        every = [name for name, m in model.named_modules() if name and (name.startswith(part) or m is head)]
         missing = [want for want in wanted if not matching(every, [want])]
         if missing:
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
             raise UsageError(f"{where}.target_modules: no module '{missing[0]}'; the model's linear modules: {known}")
-        if layers is None:
+        if layers is None and not part:
             return wanted
         names = matching(every, wanted)
-    elif wanted == "all-linear" and layers is None:
+    elif wanted == "all-linear" and layers is None and not part:
         return wanted
     if wanted == "attention":
         names = [name for name in names if any(ATTENTION.search(part) for part in name.lower().split("."))]
