@@ -23,6 +23,8 @@ from forgetting.store.growth import grown
 from forgetting.studies.conclude import conclude
 from forgetting.studies.engines import Event, Local
 from forgetting.studies.study import study
+from forgetting.tuning.grid import expand_runs
+from forgetting.tuning.longer import of_steps, shorter_runs
 from small_study import command, fields, numbers
 
 pytestmark = pytest.mark.full
@@ -166,6 +168,16 @@ def test_runs_that_cannot_be_lengthened_are_named(make: Make, tmp_path: Path) ->
     study(make(training=linear), tmp_path / "linear", engine=Local(1))
     with pytest.raises(UsageError, match=r"training\.steps: there 6, now 8: with schedule linear the learning rate"):
         study(make(training=linear, steps=8), tmp_path / "linear", engine=Local(1))
+
+
+@pytest.mark.parametrize(("mitigation", "found"), [("l2sp", 1), ("budget", 0)])
+def test_a_run_steered_towards_its_last_step_is_not_continued_even_if_it_was_interrupted(
+    make: Make, tmp_path: Path, mitigation: str, found: int
+) -> None:
+    (run,) = expand_runs(make(methods=[LORA | {"mitigations": [[{"name": mitigation}]]}], steps=20))
+    folder = StudyFolder(tmp_path)
+    folder.run(of_steps(run, 10).run_id()).update(status="running")
+    assert len(shorter_runs(folder, run, [10])) == found
 
 
 def test_a_checkpoint_whose_rows_were_changed_is_not_used(make: Make, there: Path) -> None:

@@ -32,14 +32,14 @@ def of_steps(run: RunConfig, steps: int) -> RunConfig:
 
 
 def shorter_runs(study: StudyFolder, run: RunConfig, steps: Iterable[int]) -> list[RunFolder]:
-    """The stored runs that equal a run except for having fewer steps, longest first.
+    """The stored runs that equal a run except for having fewer steps, longest first; none if it cannot continue any.
 
     Args:
         study: where they are.
         run: the longer one.
         steps: how many steps runs of this study have had at any time.
     """
-    if run.training.schedule != "constant":
+    if run.training.schedule != "constant" or not all(one.lengthens() for one in parse_together(run)):
         return []
     fewer = sorted({number for number in steps if run.training.warmup_steps < number < run.training.steps})
     found = [study.run(of_steps(run, number).run_id()) for number in reversed(fewer)]
