@@ -49,6 +49,7 @@ PROMPT = {"name": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_
         ({"name": "lora"}, {"name": "kl", "weigth": 1}, "mitigations.kl: weigth: unknown field; did you mean 'weight'"),
         ({"name": "lora"}, {"name": "kll"}, "no mitigation 'kll'; did you mean 'kl'?"),
         ({"name": "lora"}, {"name": "interpolation", "alphas": [0.5, 1.5]}, "alphas"),
+        ({"name": "lora"}, {"name": "interpolation", "alphas": [0.5, 0, 0.5]}, "alphas: got 0.5 twice; give each"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

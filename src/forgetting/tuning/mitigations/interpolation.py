@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from ...config.schema import RunConfig, with_exponent
 from ...errors import UsageError
@@ -36,6 +36,14 @@ class Interpolation(Mitigation):
         strict=False,
         description="values of alpha to measure: 0 is the base model, 1 the trained model",
     )
+
+    @field_validator("alphas")
+    @classmethod
+    def _each_once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        twice = next((alpha for alpha in value if value.count(alpha) > 1), None)
+        if twice is not None:  # rows are told apart by step and alpha
+            raise ValueError(f"got {twice:g} twice; give each alpha once")
+        return value
 
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
         """Refuse a method that does not add to weights, or whose addition is not zero at the start."""
