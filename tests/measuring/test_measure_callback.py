@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from test_measure_kernels import V, make_model, make_windows
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import forgetting.measuring.measure as instrument
 from forgetting.config.schema import ProbeConfig
@@ -89,6 +89,25 @@ def test_training_is_bit_identical_with_and_without_it(tmp_path, kind, accumulat
     assert callback.rows[0]["agreement"] == 1
     assert callback.rows[-1]["forgetting"] > 0.01
     assert callback.rows[-1]["forgetting_se"] > 0
+
+
+def test_a_callback_that_is_added_to_a_second_trainer_logs_there(tmp_path):
+    """Before, its rows went to the reporters of the first."""
+    callback = ForgettingCallback(WINDOWS, every=3)
+
+    class Reporter(TrainerCallback):
+        def __init__(self):
+            self.rows = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.rows += [state.global_step] if "forgetting/forgetting" in logs else []
+
+    train(tmp_path / "a", "lora", [callback, first := Reporter()])
+    trainer = Trainer(model_of("lora"), arguments(tmp_path / "b"), train_dataset=Data())
+    trainer.add_callback(callback)
+    trainer.add_callback(second := Reporter())
+    trainer.train()
+    assert first.rows == second.rows == [0, 3, 6]
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

@@ -143,7 +143,7 @@ class ForgettingCallback(TrainerCallback):
     ) -> None:
         """Read the texts, compute the base targets, and measure the model before the first step."""
         began = time.perf_counter()
-        self._logger = self._logger or trainer_handler()
+        self._logger = trainer_handler() or self._logger  # it may have been added to another trainer since
         _check_metric(args, self.texts)
         _go_before_early_stopping(self, self._logger)
         _refuse_sharded(kwargs["model"])

@@ -94,7 +94,7 @@ class ForgettingController(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse unsupported training, read the texts, and compute the base targets."""
-        self._logger = self._logger or trainer_handler()
+        self._logger = trainer_handler() or self._logger  # it may have been added to another trainer since
         model = adapters.unwrapped(kwargs["model"])
         _refuse(args, model)
         if state.max_steps < SHORTEST:
