@@ -86,6 +86,18 @@ def test_a_state_from_json_continues_with_the_same_weights():
     assert whole.weight > 0
 
 
+def test_a_sample_within_its_noise_gives_no_ratio_to_the_whole_text():
+    """Before, all later measurements were multiplied by this one's accident, and the penalty set in for nothing."""
+    steering = Steering(0.05, 100)
+    steering.measured(30, 0.0001, 0.001, whole=0.004)
+    assert steering.ratio == 1
+    for step in (35, 40, 45):
+        steering.measured(step, 0.00015 * step, 0.001)
+    assert steering.weight == 0
+    steering.measured(50, 0.0075, 0.001, whole=0.009)
+    assert steering.ratio == pytest.approx(1.2)
+
+
 def test_the_grid_is_dense_where_it_counts():
     assert grid(60) == [*range(3, 49, 3), 49, 50, 52, 53, 54, 55, 56, 58, 59]
     assert len(grid(10_000)) == 25

@@ -57,7 +57,7 @@ class Steering:
         rates: [steps] learning rates, in any unit; None for a constant one.
         moves: update steps after which the weight changed, and its new values.
         points: step, forgetting on the sample, and its standard error, for each measurement.
-        ratio: forgetting on the whole text over that on the sample, as last measured.
+        ratio: forgetting on the whole text over that on the sample, as last measured where the sample's was not noise.
         said: the warnings so far, one of each kind.
     """
 
@@ -103,7 +103,7 @@ class Steering:
             The forecast of forgetting at the end, if the weight had stayed as it was.
         """
         self.points.append((step, forgetting, error))
-        if whole is not None and whole > 0 and forgetting > 0:
+        if whole is not None and whole > 0 and forgetting > SURE * (error or 0.0):  # not a ratio to noise
             self.ratio = whole / forgetting
         free = self._free()
         found = _scaled(free, math.exp(self._held(self.steps)), self.budget)
