@@ -147,6 +147,12 @@ def test_unsupported_trainers_are_refused(tmp_path, tiny_model, text, options, n
         train(tmp_path, tiny_model, [ForgettingController(text, context=16)], **options)
 
 
+def test_a_text_to_hold_on_to_that_is_also_measured_is_refused(tmp_path, tiny_model, text, corpora):
+    with pytest.raises(UsageError, match=r"hold shares \d+ windows with text; measured text must not be trained on"):
+        train(tmp_path, tiny_model, [ForgettingController(text, hold=text, context=16)])
+    train(tmp_path, tiny_model, [ForgettingController(text, hold=str(corpora / "train.jsonl"), context=16)])
+
+
 def test_several_processes_are_refused(tiny_model):
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(target_modules="all-linear"))
     with pytest.raises(UsageError, match="does not work with 2 processes or GPUs; train on one"):

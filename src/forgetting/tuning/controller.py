@@ -25,6 +25,8 @@ from .steering import SHORTEST, Steering
 
 MEASURED = 4
 """If only one text is given, one document in this many is measured, and the penalty uses the others."""
+TELLING = 16
+"""Tokens of a window from which on an equal one is a copy."""
 
 
 class ForgettingController(TrainerCallback, ExportableState):
@@ -52,7 +54,8 @@ class ForgettingController(TrainerCallback, ExportableState):
     Raises:
         UsageError: an argument of the wrong type, or a number that is not positive. When training begins: a model
             without adapters, several processes or GPUs, DeepSpeed, FSDP, fp16 (whose gradients are scaled), fewer than
-            8 update steps, one text with only one document, or a checkpoint that was written without it.
+            8 update steps, one text with only one document, `hold` with windows of `text`, or a checkpoint that was
+            written without it.
 
     Examples:
         >>> from forgetting import ForgettingController                   # doctest: +SKIP
@@ -122,6 +125,11 @@ class ForgettingController(TrainerCallback, ExportableState):
             whole, held = _split(whole)
         else:
             held, *_ = read_windows(self.hold, tokenizer, [model], self.context)
+            if shared := len(_contents(whole) & _contents(held)):
+                raise UsageError(
+                    f"ForgettingController: hold shares {several(shared, 'window')} with text; measured text must "
+                    "not be trained on: give other text"
+                )
         self.batch_tokens = passes.batch_size(model, self.wanted_batch)
         self.whole, self.sample = (self._with_targets(model, part) for part in (whole, whole.sample(self.tokens)))
         self.penalty = GeneralDivergence(held, self.windows, state.max_steps, args.seed, _base_logits)
@@ -169,6 +177,11 @@ def _base_logits(model: Any, ids: Any, mask: Any) -> Any:
     """[B, L, V] of the base model, which is the model with its adapter disabled."""
     with adapters.undisturbed(model), adapters.as_base(model):
         return own_positions(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, ids)
+
+
+def _contents(windows: Windows) -> set[bytes]:
+    """The tokens of the windows that are too long to be equal by chance."""
+    return {windows.window(i)[0].tobytes() for i in np.flatnonzero(windows.lengths >= TELLING).tolist()}
 
 
 def _split(windows: Windows) -> tuple[Windows, Windows]:
