@@ -88,6 +88,14 @@ def test_the_plan_is_a_study_of_the_recommended_run(tiny_model: Path, corpora: P
     assert planned.training.learning_rate == config.training.learning_rate
 
 
+def test_a_pilot_in_the_current_folder_names_a_folder_beside_it_for_the_planned_run(
+    tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command_line = write_plan(validate(of(tiny_model, corpora), where="t"), Path(), 8, 3)
+    assert command_line == f"forgetting study plan.yaml --out {tmp_path}-planned"
+
+
 class MadeUp:
     """Replaces a study: simulated runs with the losses of the paper's law; some diverge, some are interrupted."""
 

@@ -124,5 +124,5 @@ def write_plan(config: StudyConfig, out: Path, rank: int, steps: int) -> str:
     fields["measure"]["start"] = min(config.measure.start, steps)
     planned = validate(fields, where=PLAN)
     write_atomically(files.refuse_link(out / PLAN, out), planned.to_yaml(), parents=False)
-    to = out.with_name(f"{out.name}-planned")
+    to = (out if out.name else out.resolve()).with_name(f"{out.name or out.resolve().name}-planned")
     return command("study", out / PLAN, "--out", to)
