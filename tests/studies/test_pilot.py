@@ -13,7 +13,7 @@ import pytest
 import forgetting
 from forgetting.config.files import study_config
 from forgetting.config.schema import StudyConfig, validate
-from forgetting.errors import UsageError
+from forgetting.errors import ForgettingError, UsageError
 from forgetting.store.folder import StudyFolder
 from forgetting.studies import pilot as session
 from forgetting.studies import provenance
@@ -157,6 +157,42 @@ def test_a_session_resumes_as_if_uninterrupted_and_leaves_out_diverged_runs(
     assert (late.stopped, late.planned, late.rank) == ("time", True, made.rank)
     code = json.loads(json.dumps(late.to_dict()))
     assert (code["stopped"], code["rank"], len(code["runs"])) == ("time", made.rank, len(made.runs))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"text": {"source": "other.jsonl"}}, {"training": {"steps": 260, "learning_rate": 0.1}}, {"context": 8}]
+)
+def test_a_pilot_with_nothing_left_to_run_refuses_another_configuration(
+    tiny_model: Path, corpora: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = quick(tiny_model, corpora)
+    StudyFolder.create_or_resume(tmp_path, config)
+    (tmp_path / "pilot.json").write_text('{"seconds": 10, "chosen": []}')
+    how: dict[str, Any] = {"budget": 0.5, "minutes": 0.1, "ranks": (8, 16, 64)}
+    assert forgetting.pilot(config, tmp_path, **how).stopped == "time"
+    other = validate({**config.model_dump(mode="json"), **changes}, where="t")
+    with pytest.raises(UsageError, match=f"holds a study of another configuration .{next(iter(changes))}"):
+        forgetting.pilot(other, tmp_path, **how)
+
+
+def test_a_damaged_run_ends_a_pilot_instead_of_being_chosen_for_ever(
+    tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(MadeUp):
+        def __call__(self, config: StudyConfig, out: Path, *, only: set[str], **_: Any) -> None:
+            assert not self.done, "the damaged run was chosen again"
+            super().__call__(config, out, only=only)
+            (file,) = out.glob("runs/*/measurements.jsonl")
+            file.write_text(file.read_text().partition("\n")[2])
+
+    def told(step: Any) -> None:
+        steps.append(step)
+        assert len(steps) < 3, "the damaged run was chosen again"
+
+    steps: list[Any] = []
+    monkeypatch.setattr(session, "study", Cut())
+    with pytest.raises(ForgettingError, match=r"r64-s0-\w+: damaged: measurements.jsonl has .* rows instead of"):
+        forgetting.pilot(quick(tiny_model, corpora), tmp_path / "p", budget=0.5, ranks=(8, 16, 64), on_step=told)
 
 
 @pytest.mark.full

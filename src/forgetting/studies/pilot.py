@@ -21,11 +21,11 @@ import numpy as np
 
 from .. import files
 from ..analysis.plan.sequential import Answer, Asked, Next, State, Stop, decide, finished
-from ..analysis.study_table import load_study
+from ..analysis.study_table import read_study
 from ..config.arguments import checked
 from ..config.files import study_config, with_flags
 from ..config.schema import StudyConfig, validate
-from ..errors import UsageError
+from ..errors import ForgettingError, UsageError
 from ..files import write_atomically
 from ..store.folder import StudyFolder
 from ..tuning import stopping
@@ -191,9 +191,19 @@ class _Session:
         return State(steps, self.seconds - self.spent, overhead, frozenset(self.lost))
 
     def _table(self) -> pd.DataFrame:
+        """The measurements so far.
+
+        Raises:
+            ForgettingError: a run is damaged, so that it is neither finished nor executed again.
+        """
         import pandas as pd
 
-        return load_study(self.out) if self.begun else pd.DataFrame()
+        if not self.begun:
+            return pd.DataFrame()
+        found = read_study(self.out)
+        if found.left.damaged:
+            raise ForgettingError(*(f"{run_id}: damaged: {why}" for run_id, why in found.left.damaged.items()))
+        return found.table
 
     def _begin(self, following: Next) -> None:
         """Add the chosen run, or more steps, to the study, and note the reason."""

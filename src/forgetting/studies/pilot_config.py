@@ -109,9 +109,12 @@ def as_stored(config: StudyConfig, stored: StudyConfig, method: MethodConfig, ou
     if len(stored.methods) != 1 or method_of(stored)[0] != method:
         raise UsageError(growth.another(out, growth.differences(stored, config)))
     training = config.training.model_copy(update={"steps": stored.training.steps})
-    return config.model_copy(
+    made = config.model_copy(
         update={"name": stored.name, "methods": stored.methods, "seeds": stored.seeds, "training": training}
     )
+    if not made.is_same(stored):  # checked here, as a pilot that has nothing left to run never calls `study`
+        raise UsageError(growth.another(out, growth.differences(stored, made)))
+    return made
 
 
 def write_plan(config: StudyConfig, out: Path, rank: int, steps: int) -> str:
