@@ -227,6 +227,18 @@ def test_relative_sources_are_relative_to_the_file(tmp_path: Path) -> None:
     assert resolved["model"]["source"] == "some/hub-id"
 
 
+@pytest.mark.parametrize("flag", ["text", "model"])
+def test_an_empty_source_is_refused_and_is_not_the_current_folder(flag: str) -> None:
+    flags = {"model": {"source": "m"}, "text": {"source": "t"}, "datasets": {"a": {"source": "a"}}, flag: {"source": ""}}
+    with pytest.raises(UsageError, match=rf"{flag}\.source: got ''"):
+        f.with_flags(flags, None, None)
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/x.txt", "a" * 5000, "a\0b"])
+def test_a_source_that_cannot_be_a_path_is_left_as_it_is(source: str, tmp_path: Path) -> None:
+    assert f.resolve_sources({"text": {"source": source}}, tmp_path)["text"]["source"] == source
+
+
 def test_further_texts_probes_and_items_are_relative_to_the_file_too(tmp_path: Path) -> None:
     for name in ("mine.txt", "prompts.jsonl", "items.jsonl", "default", "knowledge"):
         (tmp_path / name).write_text("x")

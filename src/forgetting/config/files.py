@@ -84,10 +84,13 @@ def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
 
     def found(source: Any) -> Any:
-        if not isinstance(source, str) or source.startswith("miniature:"):
+        if not isinstance(source, str) or not source or source.startswith("miniature:"):
+            return source  # an empty path would be the folder itself
+        try:
+            path = (folder / Path(source).expanduser()).resolve()
+            return str(path) if path.exists() else source
+        except (OSError, ValueError, RuntimeError):  # too long, a null character, or `~` of an unknown user
             return source
-        path = (folder / Path(source).expanduser()).resolve()
-        return str(path) if path.exists() else source
 
     def absolute(section: Any) -> Any:
         if not isinstance(section, Mapping):
