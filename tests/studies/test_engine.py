@@ -16,9 +16,13 @@ from typing import Any
 import pytest
 
 from forgetting.errors import UsageError
+from forgetting.store.folder import StudyFolder
 from forgetting.studies.engines import Event, Local, context
 from forgetting.studies.engines.base import RETRIES, Attempts, Tell
+from forgetting.studies.study import keep_lost
 from forgetting.tuning import stopping
+from forgetting.tuning.grid import runs_by_id
+from scale_study import make
 
 JOBS = [1, pytest.param(2, marks=pytest.mark.full)]
 """In this process; in two others."""
@@ -219,3 +223,16 @@ def test_a_killed_server_of_forks_does_not_end_the_work(
     monkeypatch.setattr(ForkServerProcess, "start", killed)
     assert do(["a", "b"], functools.partial(write, str(tmp_path)), 2) == {}
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_a_run_that_another_process_finished_or_executes_is_not_recorded_as_lost(tmp_path: Path) -> None:
+    config = make(tmp_path, 6, measurements=6)
+    folder, runs = StudyFolder(tmp_path), runs_by_id(config)
+    finished, held, *_ = runs
+    folder.run(held).update(status="running")
+    lost = dict.fromkeys([finished, held], "no worker process could be started")
+    with folder.run(held).lock():
+        keep_lost(folder, runs, lost)
+    assert [folder.run(run_id).read()["status"] for run_id in lost] == ["done", "running"]
+    keep_lost(folder, runs, lost)
+    assert [folder.run(run_id).read()["status"] for run_id in lost] == ["done", "failed"]

@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
 from ..models import processes
 from ..store.columns import DAMAGED
-from ..store.folder import StudyFolder
+from ..store.folder import HeldError, StudyFolder
 from ..tuning import stopping
 from ..tuning.grid import costliest_first
 from ..tuning.methods import check_methods, rank_notices
@@ -258,9 +259,15 @@ def _do_all(
 
 
 def keep_lost(folder: StudyFolder, runs: dict[str, RunConfig], lost: dict[str, str]) -> None:
-    """Record runs that an engine gave up as failed; `lost` has the reason by run id."""
+    """Record runs that an engine gave up as failed; `lost` has the reason by run id.
+
+    Leaves out runs that another process executes or has finished meanwhile.
+    """
     for run_id, why in lost.items():
-        folder.run(run_id).update(**provenance.record(run_id, runs[run_id]), status="failed", kind="error", why=why)
+        run = folder.run(run_id)
+        with suppress(HeldError), run.lock():
+            if is_pending(run.state()):
+                run.update(**provenance.record(run_id, runs[run_id]), status="failed", kind="error", why=why)
 
 
 def _is_unfinished(folder: StudyFolder, run_id: str) -> bool:
