@@ -229,7 +229,12 @@ def test_relative_sources_are_relative_to_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["text", "model"])
 def test_an_empty_source_is_refused_and_is_not_the_current_folder(flag: str) -> None:
-    flags = {"model": {"source": "m"}, "text": {"source": "t"}, "datasets": {"a": {"source": "a"}}, flag: {"source": ""}}
+    flags = {
+        "model": {"source": "m"},
+        "text": {"source": "t"},
+        "datasets": {"a": {"source": "a"}},
+        flag: {"source": ""},
+    }
     with pytest.raises(UsageError, match=rf"{flag}\.source: got ''"):
         f.with_flags(flags, None, None)
 
