@@ -17,7 +17,7 @@ import pytest
 
 from forgetting.errors import UsageError
 from forgetting.store.folder import StudyFolder
-from forgetting.studies.engines import Event, Local, context
+from forgetting.studies.engines import Event, Local, Ray, context
 from forgetting.studies.engines.base import RETRIES, Attempts, Tell
 from forgetting.studies.study import keep_lost
 from forgetting.tuning import stopping
@@ -236,3 +236,16 @@ def test_a_run_that_another_process_finished_or_executes_is_not_recorded_as_lost
     assert [folder.run(run_id).read()["status"] for run_id in lost] == ["done", "running"]
     keep_lost(folder, runs, lost)
     assert [folder.run(run_id).read()["status"] for run_id in lost] == ["done", "failed"]
+
+
+@pytest.mark.parametrize("jobs", [-1, 0, 1.5, True, "2"])
+def test_numbers_of_jobs_below_one_are_refused_since_no_worker_would_start(jobs: Any) -> None:
+    with pytest.raises(UsageError, match=f"jobs: got {jobs!r}; give None, or a whole number of at least 1"):
+        Local(jobs)
+
+
+@pytest.mark.parametrize("given", [{"cpus": 0}, {"gpus": -0.5}, {"memory": 0}, {"memory": float("nan")}])
+def test_resources_that_no_run_can_have_are_refused(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(UsageError, match=f"{name}: got .*; give None, or a"):
+        Ray(**given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,6 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Literal, Protocol, TypeVar
+
+from ...errors import UsageError
 
 R = TypeVar("R")
 RETRIES = 3
@@ -75,6 +79,24 @@ class Engine(Protocol):
             StoppedError: a stop was requested; the running tasks stopped after a complete step.
             Exception: what `work` raised.
         """
+
+
+def check_least(name: str, value: float | None, least: float) -> None:
+    """Refuse a number of an engine that is below its least value; None means the default.
+
+    Args:
+        name: the engine's argument.
+        value: as given.
+        least: a whole number if the value must be one.
+
+    Raises:
+        UsageError: names the argument, what came and what is allowed.
+    """
+    kind: type[numbers.Number] = numbers.Integral if isinstance(least, int) else numbers.Real
+    if value is None or (isinstance(value, kind) and not isinstance(value, bool) and least <= value < math.inf):
+        return
+    what = "whole number" if isinstance(least, int) else "number"
+    raise UsageError(f"{name}: got {value!r:.40}; give None, or a {what} of at least {least:g}")
 
 
 class Attempts:

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from ...errors import ForgettingError
 from ...tuning import stopping
 from .. import own_code
-from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
+from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work, check_least
 from .calling import call_in_worker
 from .context import worker_context
 from .worker import Context, WorkerProcess, ending, one_task, set_threads
@@ -30,6 +30,14 @@ class Local:
     """
 
     jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check `jobs`: with -1, no process would ever be started, and the study would wait for ever.
+
+        Raises:
+            UsageError: not None and not a whole number of at least 1.
+        """
+        check_least("jobs", self.jobs, 1)
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from ...errors import ForgettingError, UsageError
 from ...models.processes import Launch
 from ...tuning import stopping
 from . import ray_internals
-from .base import POLL, RETRIES, Attempts, Event, Hear, R, Work
+from .base import POLL, RETRIES, Attempts, Event, Hear, R, Work, check_least
 from .local import count_cores
 from .team import Team
 
@@ -61,6 +61,16 @@ class Ray:
     gpus: float | None = None
     memory: float | None = None
     launch: Launch | None = None
+
+    def __post_init__(self) -> None:
+        """Check the resources.
+
+        Raises:
+            UsageError: `cpus` below 1 or not whole, `gpus` below 0, or `memory` below 0.001.
+        """
+        check_least("cpus", self.cpus, 1)
+        check_least("gpus", self.gpus, 0.0)
+        check_least("memory", self.memory, 0.001)
 
     @property
     def cores(self) -> int:
