@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from ...errors import UsageError
 
@@ -92,7 +92,7 @@ def check_least(name: str, value: float | None, least: float) -> None:
     Raises:
         UsageError: names the argument, what came and what is allowed.
     """
-    kind: type[numbers.Number] = numbers.Integral if isinstance(least, int) else numbers.Real
+    kind: Any = numbers.Integral if isinstance(least, int) else numbers.Real
     if value is None or (isinstance(value, kind) and not isinstance(value, bool) and least <= value < math.inf):
         return
     what = "whole number" if isinstance(least, int) else "number"
