@@ -11,8 +11,11 @@ import yaml
 
 from forgetting.config import files as f
 from forgetting.config import schema as c
+from forgetting.config.growing import with_more
 from forgetting.errors import UsageError
-from forgetting.tuning.grid import expand_runs
+from forgetting.store.folder import StudyFolder
+from forgetting.tuning.grid import expand_runs, runs_by_id
+from forgetting.tuning.methods import default_rank
 
 
 @pytest.mark.parametrize("name", f.presets())
@@ -313,3 +316,44 @@ def test_few_steps_by_flags_alone_are_measured_five_times(measure: dict[str, int
     made = f.with_flags({**flags, "training": {"steps": 15}, "measure": measure}, None, None)
     assert (made.measure.start, made.measure.every) == (start, every)
     assert made.training.warmup_steps == 10
+
+
+def stored(folder: Path, **changes: Any) -> Path:
+    fields = f.preset_fields("miniature") | {"methods": [{"name": "lora"}]} | changes
+    (folder / "study.yaml").write_text(yaml.safe_dump(fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("methods", "ranks", "grown"),
+    [
+        ([{"name": "lora"}], [8, 16], [[8, 16]]),
+        ([{"name": "lora", "rank": 8}], [8], [8]),
+        ([{"name": "lora"}, {"name": "lora", "rank": [16]}], [8, 16, 32], [[8, 32], [16]]),
+        ([{"name": "vera"}], [16], [[256, 16]]),
+        ([{"name": "full"}, {"name": "lora"}], [16], [None, [8, 16]]),
+    ],
+)
+def test_ranks_added_to_a_study_join_those_that_it_has_also_by_default(
+    methods: list[dict[str, Any]], ranks: list[int], grown: list[Any], tmp_path: Path
+) -> None:
+    config = with_more(stored(tmp_path, methods=methods), {}, default_rank=default_rank, ranks=ranks)
+    assert [one.options.get("rank") for one in config.methods] == grown
+    assert runs_by_id(StudyFolder(tmp_path).config()).keys() <= runs_by_id(config).keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": None}, "training: got None"),
+        ({"datasets": ["a"]}, "datasets: got .'a'.; give fields by name"),
+        ({"datasets": {"a": "x"}}, "datasets.a: got 'x'"),
+        ({"methods": ["lora"]}, "methods.0: got 'lora'"),
+        ({"seeds": 0}, "seeds: got 0; give a list"),
+    ],
+)
+def test_a_study_that_was_edited_wrongly_is_refused_when_it_is_extended(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"study.yaml: {message}"):
+        with_more(stored(tmp_path, **changes), {"seeds": [1]}, default_rank=default_rank, ranks=[16])

@@ -90,9 +90,10 @@ def _resolved(
     """The requested study; flags extend a study given by its folder."""
     from ..config.files import with_flags
     from ..config.growing import with_more
+    from ..tuning.methods import default_rank
 
     if config is not None and config.is_dir() and preset is None and (out is None or out.resolve() == config.resolve()):
-        return with_more(config, given, method=method, ranks=ranks)
+        return with_more(config, given, default_rank=default_rank, method=method, ranks=ranks)
     return with_flags(given, config, preset, method=method, ranks=ranks)
 
 

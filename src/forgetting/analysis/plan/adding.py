@@ -14,6 +14,7 @@ from forgetting.display.commands import command
 from forgetting.errors import UsageError
 from forgetting.store.folder import StudyFolder
 from forgetting.tuning.grid import runs_by_id
+from forgetting.tuning.methods import default_rank
 
 
 def with_commands(study: Path, candidates: Sequence[NextRun]) -> list[NextRun]:
@@ -46,7 +47,7 @@ def _with_command(study: Path, config: StudyConfig, done: Container[str], run: N
         flags["training"] = {"steps": steps}
         more += ["--steps", str(steps)]
     try:
-        grown = with_more(study, flags, ranks=None if rank in ranks else [rank])
+        grown = with_more(study, flags, default_rank=default_rank, ranks=None if rank in ranks else [rank])
         adds = sum(run_id not in done for run_id in runs_by_id(grown))
     except UsageError:
         return run

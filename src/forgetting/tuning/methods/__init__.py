@@ -31,7 +31,16 @@ METHODS: Variants[Method] = Variants(
     field="methods",
 )
 
-__all__ = ["METHODS", "Context", "Method", "check_methods", "check_quantised", "expand_grid", "rank_notices"]
+__all__ = [
+    "METHODS",
+    "Context",
+    "Method",
+    "check_methods",
+    "check_quantised",
+    "default_rank",
+    "expand_grid",
+    "rank_notices",
+]
 
 
 def check_quantised(method: Method, how: str, bits: int | None) -> None:
@@ -47,6 +56,12 @@ def check_quantised(method: Method, how: str, bits: int | None) -> None:
     """
     fit = [name for name, one in METHODS.items() if one.quantised and (bits is None or bits in one.quantised)]
     method.check_quantised(how, bits, [*fit, "peft"])
+
+
+def default_rank(name: str) -> int | None:
+    """The rank of a method if none is configured; None if there is no such method, or it has no rank."""
+    field = METHODS[name].model_fields.get("rank") if name in METHODS else None
+    return None if field is None else field.default
 
 
 def expand_grid(config: MethodConfig) -> list[MethodConfig]:
