@@ -357,3 +357,20 @@ def test_a_study_that_was_edited_wrongly_is_refused_when_it_is_extended(
 ) -> None:
     with pytest.raises(UsageError, match=f"study.yaml: {message}"):
         with_more(stored(tmp_path, **changes), {"seeds": [1]}, default_rank=default_rank, ranks=[16])
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        [{"name": "lora"}, {"name": "dora", "label": "lora"}],
+        [{"name": "lora", "label": "own"}, {"name": "full", "label": "own"}],
+    ],
+)
+def test_two_methods_with_one_label_are_refused_as_their_runs_would_be_taken_for_one(
+    methods: list[dict[str, Any]],
+) -> None:
+    config = c.validate(f.preset_fields("miniature") | {"methods": methods}, where="x")
+    with pytest.raises(UsageError, match=r"methods: lora and (dora|full) are both called '(lora|own)'; give each its"):
+        expand_runs(config)
+    alike = [{"name": "lora", "rank": 8}, {"name": "lora", "rank": 16, "learning_rate": 1e-4}]
+    assert expand_runs(c.validate(f.preset_fields("miniature") | {"methods": alike}, where="x"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -17,14 +17,15 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
     """All runs of a study.
 
     Raises:
-        UsageError: an unknown method or mitigation, a wrong option, two entries for the same run, or something that
-            does not work with `model.bits`.
+        UsageError: an unknown method or mitigation, a wrong option, two entries for the same run, two methods with
+            the same label, or something that does not work with `model.bits`.
     """
     return list(runs_by_id(config).values())
 
 
 def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:
     """All runs of a study by id; raises as `expand_runs`."""
+    _check_labels(config.methods)
     variants = [
         (method, together)
         for entry in config.methods
@@ -61,6 +62,19 @@ def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:
     if repeated:
         raise UsageError(f"methods: the same run occurs twice: {', '.join(sorted(repeated))}")
     return runs
+
+
+def _check_labels(methods: Sequence[MethodConfig]) -> None:
+    """Refuse a label that two methods share: laws and comparisons would take their runs as those of one method.
+
+    Raises:
+        UsageError: names both methods and the label.
+    """
+    named: dict[str, str] = {}
+    for entry in methods:
+        label = entry.label or entry.name
+        if (first := named.setdefault(label, entry.name)) != entry.name:
+            raise UsageError(f"methods: {first} and {entry.name} are both called '{label}'; give each its own label")
 
 
 def _check_bits(bits: int, variants: list[tuple[MethodConfig, tuple[MitigationConfig, ...]]]) -> None:
