@@ -18,6 +18,7 @@ from forgetting.errors import UsageError
 from forgetting.store import table_cache
 from forgetting.store.folder import RunFolder, StudyFolder
 from forgetting.store.table import load_table
+from forgetting.studies.conclude import conclude
 from forgetting.studies.study import left
 from small_study import command
 
@@ -165,3 +166,9 @@ def test_a_configuration_that_is_not_a_plain_file_is_refused_before_it_is_read(s
     for read in (lambda: study_config(study), lambda: load_table(study)):
         with pytest.raises(UsageError, match=r"study\.yaml: (a symbolic link|not a plain file)"):
             read()
+
+
+def test_a_comparison_of_methods_that_the_study_no_longer_has_is_deleted(study: Path) -> None:
+    (study / "compare.json").write_text("{}")
+    assert conclude(study).comparison is None
+    assert not (study / "compare.json").exists()

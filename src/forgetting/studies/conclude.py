@@ -250,7 +250,9 @@ def conclude(out: Path) -> StudyResult:
     comparison = _compared(config, table, runs, fits)
     StudyFolder.open(out)  # fails if the folder was deleted meanwhile, so that nothing recreates it
     save_fits(fits, out / "fits.json")
-    if comparison is not None:
+    if comparison is None:
+        (out / "compare.json").unlink(missing_ok=True)  # of methods that the study had before
+    else:
         write_atomically(out / "compare.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
     page = write_study_report(
         config, table, runs, fits, out / "report.html", comparison, found.left.unasked, found.asked
