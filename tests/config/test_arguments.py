@@ -94,3 +94,12 @@ def test_rows_and_columns() -> None:
 def test_an_object_that_is_not_a_tokenizer_is_refused(given: Any) -> None:
     with pytest.raises(UsageError, match=r"^tokenizer: got .*; allowed: None, or a tokenizer such as"):
         tokenizer_of(given)
+
+
+def test_a_frame_with_two_columns_of_one_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="table: two columns are called 'step'; rename one of them"):
+        columns_of(pd.DataFrame([[1, 2]], columns=["step", "step"]), "table")
+
+
+def test_rows_whose_keys_are_not_texts_keep_their_cells() -> None:
+    assert columns_of([{1: "a", "b": 2}, {1: "c"}], "table") == {"1": ["a", "c"], "b": [2, None]}

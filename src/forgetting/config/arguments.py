@@ -210,9 +210,12 @@ def columns_of(value: Any, name: str) -> dict[str, list[Any]] | None:
         name: the argument's name, for messages.
 
     Raises:
-        UsageError: columns of different lengths, several splits, or a stream.
+        UsageError: columns of different lengths or with the same name, several splits, or a stream.
     """
     if is_frame(value):
+        names = [str(column) for column in value.columns]
+        if twice := [one for one in names if names.count(one) > 1]:
+            raise UsageError(f"{name}: two columns are called '{twice[0]}'; rename one of them")
         return {str(column): value[column].tolist() for column in value.columns}
     datasets = sys.modules.get("datasets")
     if datasets is not None:
@@ -237,8 +240,8 @@ def is_frame(value: Any) -> bool:
 
 def from_records(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Columns from rows; a cell is None if its row lacks the column."""
-    rows = list(records)
-    names = dict.fromkeys(str(key) for row in rows for key in row)
+    rows = [{str(key): cell for key, cell in row.items()} for row in records]
+    names = dict.fromkeys(key for row in rows for key in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
