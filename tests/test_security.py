@@ -1090,6 +1090,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_secrets_are_removed_from_stored_files(secrets: dict[str, str], tmp_path: Path) -> None:
     for value in secrets.values():
         assert value not in files.redact(f"401 for url https://x/?token={value} ({value})")
+    assert files.redact("of aaaabbbbcccc", {"A_TOKEN": "aaaabbbb", "B_TOKEN": "aaaabbbbcccc"}) == "of [secret]"
     for text in (
         "Authorization: Bearer abcdef123456",
         "https://me:hunter2@host/x",

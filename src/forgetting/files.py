@@ -325,8 +325,8 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         >>> redact("https://me:pw@host/x with hunter22", {"MY_PASSWORD": "hunter22"})
         'https://[secret]@host/x with [secret]'
     """
-    for name, value in (os.environ if environment is None else environment).items():
-        if len(value) >= 8 and SECRET_NAMES.search(name):
+    for name, value in sorted((os.environ if environment is None else environment).items(), key=lambda v: -len(v[1])):
+        if len(value) >= 8 and SECRET_NAMES.search(name):  # the longest first, as one may begin with another
             text = text.replace(value, HIDDEN)
     return SECRET_TEXTS.sub(HIDDEN, text)
 
