@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ def test_runs_that_may_not_fit_give_a_one_line_warning(tiny_model: Path, corpora
     two = configure(tiny_model, corpora, seeds=[0, 1])
     (line,) = plan(two, Places(jobs=3)).warnings()  # no more runs at once than there are
     assert "2 at once 1.1 GB, but this machine has 0.90 GB free of 2.0: a run may fail; use fewer --jobs" in line
-    (line,) = plan(config, Places(memory=0.1)).warnings()
+    reserving = plan(config, Places(memory=0.1))
+    (line,) = reserving.warnings()
     assert "--run-memory reserves 0.1 GB" in line
+    assert replace(reserving, device="cuda").warnings() == []  # the memory of the node, not of its GPUs
 
 
 def test_runs_that_cannot_fit_are_refused_before_the_model_is_loaded(

@@ -171,8 +171,9 @@ class MemoryPlan(Result):
                 f"{said}, but {self.room.where} has {_gb(self.room.free)} GB free of {_gb(self.room.total)}: a run may "
                 f"fail; {fewer}{_less(most.taken)}"
             )
-        if self.places.memory is not None and need > self.places.memory * GB:
-            found.append(f"{said}, but --run-memory reserves {self.places.memory:g} GB")
+        reserved = self.places.memory if self.device == "cpu" else None  # what Ray reserves is not on the GPU
+        if reserved is not None and need > reserved * GB:
+            found.append(f"{said}, but --run-memory reserves {reserved:g} GB")
         return found
 
     def to_dict(self) -> dict[str, Any]:
