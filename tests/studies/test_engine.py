@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from forgetting.errors import UsageError
-from forgetting.store.folder import StudyFolder
+from forgetting.store.folder import RunFolder, StudyFolder
+from forgetting.studies import study as module
 from forgetting.studies.engines import Event, Local, Ray, context
 from forgetting.studies.engines.base import RETRIES, Attempts, Tell
+from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import keep_lost
 from forgetting.tuning import stopping
 from forgetting.tuning.grid import runs_by_id
@@ -249,3 +251,29 @@ def test_resources_that_no_run_can_have_are_refused(given: dict[str, Any]) -> No
     (name,) = given
     with pytest.raises(UsageError, match=f"{name}: got .*; give None, or a"):
         Ray(**given)
+
+
+def test_runs_that_are_still_held_are_waited_for_after_others_were_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make(tmp_path, 6, measurements=6)
+    folder, inputs = StudyFolder(tmp_path), StudyInputs(config)
+    first, second, *_ = inputs.runs
+    held = {first, second}
+    tried: list[list[str]] = []
+
+    class Engine(Local):
+        def execute(self, tasks: Any, *_: Any, **__: Any) -> dict[str, str]:
+            tried.append(list(tasks))
+            for run_id in set(tasks) - held:
+                folder.run(run_id).update(status="done")
+            if held:  # another process leaves one run after the other unfinished
+                held.remove(min(held))
+            return {}
+
+    for run_id in (first, second):
+        folder.run(run_id).update(status="running")
+    monkeypatch.setattr(RunFolder, "held_by", lambda run: "another process" if run.id in held else None)
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.0)
+    module._do_all(folder, inputs, [first, second], Engine(1), lambda _: None, True)
+    assert tried == [[first, second], [first], [second]]

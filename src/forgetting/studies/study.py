@@ -249,13 +249,14 @@ def _do_all(
 ) -> None:
     """Execute runs until none is left, including runs that another process held and left unfinished."""
     work = Worker(folder.path.resolve(), inputs)
-    todo = pending
+    todo = waiting = pending
     if not todo and isinstance(engine, Accelerate):  # tells the other machines that there is nothing to do
         engine.execute([], work, hear, one_thread=one_thread)
     while todo:
         lost = engine.execute(todo, work, hear, one_thread=one_thread)
         keep_lost(folder, inputs.runs, lost)
-        todo = _freed(folder, [run_id for run_id in todo if _is_unfinished(folder, run_id)], hear)
+        waiting = [run_id for run_id in waiting if _is_unfinished(folder, run_id)]
+        todo = _freed(folder, waiting, hear)
 
 
 def keep_lost(folder: StudyFolder, runs: dict[str, RunConfig], lost: dict[str, str]) -> None:
