@@ -172,3 +172,10 @@ def test_a_comparison_of_methods_that_the_study_no_longer_has_is_deleted(study: 
     (study / "compare.json").write_text("{}")
     assert conclude(study).comparison is None
     assert not (study / "compare.json").exists()
+
+
+def test_a_run_whose_files_have_the_time_0_is_read_like_any_other(study: Path) -> None:
+    before = load_table(study)
+    for file in study.glob("runs/*/*"):
+        os.utime(file, ns=(0, 0))
+    assert load_table(study).equals(before)

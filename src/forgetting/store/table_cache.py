@@ -106,7 +106,7 @@ def _scan(runs: Path) -> Iterator[tuple[str, Stamp]]:
     """
     with suppress(FileNotFoundError):
         for name in sorted(entry.name for entry in os.scandir(runs)):
-            sizes = []
+            sizes, there = [], set()
             for part in ("run.json", "measurements.jsonl", "lock", "adapter", "checkpoints"):
                 try:
                     # for tens of thousands of files, creating a Path costs more than stat
@@ -114,10 +114,11 @@ def _scan(runs: Path) -> Iterator[tuple[str, Stamp]]:
                 except OSError:
                     sizes += [0, 0]
                 else:
+                    there.add(part)
                     sizes += [status.st_size, status.st_mtime_ns]
                     if stat.S_ISLNK(status.st_mode):
                         files.refuse_link(runs / name / part, runs)
-            if sizes[1] or sizes[3]:
+            if there & {"run.json", "measurements.jsonl"}:  # archives may set all times to 0
                 yield name, (sizes[0], sizes[1], sizes[2], sizes[3])
 
 
