@@ -280,6 +280,14 @@ def test_unsupported_accelerate_configurations_are_refused(
     assert "\n" not in str(error.value)
 
 
+def test_gpu_ids_are_those_of_one_machine(tmp_path: Path) -> None:
+    place = {"num_machines": 2, "main_process_ip": "h", "main_process_port": 29500}
+    launch = launching.read_launch(written(tmp_path, num_processes=4, gpu_ids="0,1", **place), 1)
+    assert (launch.processes, launch.gpu_ids, list(launch.local)) == (4, "0,1", [2, 3])
+    with pytest.raises(UsageError, match="gpu_ids '0'; give all, or at least 2 numbers"):
+        launching.read_launch(written(tmp_path, num_processes=4, gpu_ids="0", **place), 1)
+
+
 def test_the_configurations_that_trl_ships() -> None:
     trl = pytest.importorskip("trl")
     shipped = Path(trl.__file__).parent / "accelerate_configs"

@@ -84,8 +84,6 @@ def read_launch(path: Path, machine: int | None = None) -> processes.Launch:
     )
     given = fields.get("gpu_ids")
     gpus = None if given in (None, "all") else str(given).replace(" ", "")
-    if gpus is not None and (not all(map(str.isdecimal, gpus.split(","))) or len(set(gpus.split(","))) < count):
-        raise UsageError(f"{path}: gpu_ids {str(given)[:60]!r}; give all, or at least {count} numbers such as 0,1")
     device = "cpu" if use_cpu else DEVICES[kind]
     content = {"distributed_type": kind, "num_processes": count, "use_cpu": use_cpu, "gpu_ids": gpus or "all"}
     sharding = _sharding(path, fields) if kind == "FSDP" else None
@@ -94,7 +92,11 @@ def read_launch(path: Path, machine: int | None = None) -> processes.Launch:
     elif (set_fields := fields.get("fsdp_config")) not in OFF:
         raise UsageError(f"{path}: fsdp_config {str(set_fields)[:60]}: only with distributed_type FSDP; leave it out")
     launch = processes.Launch(count, device, gpus, {**content, "mixed_precision": precision}, sharding)
-    return _on_machines(path, fields, launch, machine)
+    launch = _on_machines(path, fields, launch, machine)
+    here = len(launch.local)
+    if gpus is not None and (not all(map(str.isdecimal, gpus.split(","))) or len(set(gpus.split(","))) < here):
+        raise UsageError(f"{path}: gpu_ids {str(given)[:60]!r}; give all, or at least {here} numbers such as 0,1")
+    return launch
 
 
 RANKS = ("NODE_RANK", "GROUP_RANK", "SLURM_NODEID")
