@@ -374,3 +374,9 @@ def test_two_methods_with_one_label_are_refused_as_their_runs_would_be_taken_for
         expand_runs(config)
     alike = [{"name": "lora", "rank": 8}, {"name": "lora", "rank": 16, "learning_rate": 1e-4}]
     assert expand_runs(c.validate(f.preset_fields("miniature") | {"methods": alike}, where="x"))
+
+
+@pytest.mark.parametrize("fields", [{"capabilities": {"steps": []}}, {"methods": []}, {"seeds": []}])
+def test_an_empty_list_is_refused_and_does_not_mean_the_default(fields: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"got \[\]; give at least one"):
+        c.validate(f.preset_fields("miniature") | fields, where="x")

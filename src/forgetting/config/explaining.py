@@ -43,6 +43,8 @@ def _explained(item: ErrorDetails, model: type[BaseModel]) -> str:
             said = "required, but missing"
         case "value_error":
             said = str(item["ctx"]["error"])
+        case "too_short" if isinstance(item["input"], list | tuple | dict):
+            said = f"got {came}; give at least one"
         case "string_pattern_mismatch":
             said = f"got {came}; allowed: letters, digits, '.', '_' and '-', at most 64 characters"
         case "literal_error":

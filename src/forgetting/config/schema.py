@@ -193,7 +193,7 @@ class CapabilitiesConfig(Section):
         description="`knowledge`, `reasoning`, `safety`, a .jsonl file of items, an lm-eval .yaml, or an lm-eval task",
     )
     steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        default=None, strict=False, description="measured steps at which to ask; default: the last one"
+        default=None, min_length=1, strict=False, description="measured steps at which to ask; default: the last one"
     )
     datasets: tuple[Name, ...] | None = Field(default=None, strict=False, description="only runs on these data sets")
     ranks: tuple[int, ...] | None = Field(default=None, strict=False, description="only runs of these ranks")
