@@ -13,9 +13,10 @@ from forgetting.data import prepared
 from forgetting.errors import UsageError
 from forgetting.studies import inputs as inputs_module
 from forgetting.studies.engines import Local
-from forgetting.studies.execute import Worker
+from forgetting.studies.execute import Worker, passes_over
 from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
+from forgetting.tuning.grid import expand_runs
 from short_study import configure
 
 
@@ -123,3 +124,9 @@ def test_a_general_text_that_is_trained_on_is_refused(tiny_model: Path, corpora:
     assert f"shares 1 passage with the training data of 'own', such as {article[:60]!r}" in message
     whole = [json.loads(line)["text"] for line in general]
     assert "passages with the training data of 'own'" in refused(*whole)
+
+
+def test_replayed_windows_are_no_passes_over_the_data(tiny_model: Path, corpora: Path) -> None:
+    methods = [{"name": "lora", "mitigations": [[], [{"name": "replay", "fraction": 0.25, "generated": True}]]}]
+    plain, replay = expand_runs(configure(tiny_model, corpora, methods=methods))
+    assert (passes_over(plain, 20), passes_over(replay, 20)) == (8 * 4 / 20, 0.75 * 8 * 4 / 20)

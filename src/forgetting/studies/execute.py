@@ -13,6 +13,7 @@ from ..config.schema import RunConfig, StudyConfig, is_probe
 from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
 from ..models import memory, processes, quantised
+from ..store.axes import REPLAY
 from ..store.columns import DAMAGED
 from ..store.folder import HeldError, ReadOnlyRun, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
@@ -328,8 +329,7 @@ def _data(
     data = RunData(train, heldout, inputs.text, first, inputs.general, measured)
     parts = {"train": train, "heldout": heldout, "text": inputs.text, **{f"texts.{n}": t for n, t in texts.items()}}
     notices = [f"{part}: {notice}" for part, windows in parts.items() for notice in windows.notices]
-    passes = run.training.steps * run.training.batch_size / len(train)
-    if passes > 1:
+    if (passes := passes_over(run, len(train))) > 1:
         notices.append(f"training made {passes:.1f} passes over the data: losses on held-out data may rise")
     if METHODS.parse(run.method).start == "else":
         notices.append(
@@ -353,3 +353,9 @@ def _data(
             f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"
         )
     return data, notices
+
+
+def passes_over(run: RunConfig, windows: int) -> float:
+    """How many passes a run makes over this many training windows; replayed windows replace some of them."""
+    replayed: float = REPLAY.of(one.model_dump() for one in run.mitigations)
+    return (1 - replayed) * run.training.steps * run.training.batch_size / windows
