@@ -226,3 +226,19 @@ def test_the_last_row_of_a_run_is_of_the_trained_weights():
     last = last_rows(pd.DataFrame(rows)).sort_values("run_id")
     assert last["forgetting"].tolist() == [0.2, 0.3]
     assert last["kl"].isna().tolist() == [True, False]  # never a value of an earlier step
+
+
+def test_a_law_over_replay_takes_the_options_of_finished_runs_before_those_of_others():
+    import pandas as pd
+
+    from forgetting.store.table import rows_to_fit
+
+    runs = [("plain", "", 0.0, "done")]
+    runs += [(f"a{n}", f"replay fraction=0.{n} text=a", n / 10, "done") for n in (1, 2)]
+    runs += [(f"b{n}", f"replay fraction=0.{n} text=b", n / 10, "unasked") for n in (1, 2, 3)]
+    names = ("run_id", "mitigation", "replay_fraction", "status")
+    same = {"label": "lora", "reference": "lora", "kl_weight": 0.0, "step": 50, "measure_start": 50, "alpha": None}
+    table = pd.DataFrame([dict(zip(names, run, strict=True)) | same for run in runs])
+    assert set(rows_to_fit(table)[1]["replay"]["run_id"]) == {"plain", "a1", "a2"}
+    failed = table.assign(status="failed")
+    assert set(rows_to_fit(failed)[1]["replay"]["run_id"]) == {"plain", "b1", "b2", "b3"}

@@ -68,7 +68,8 @@ class Axis:
     def alone(self, table: pd.DataFrame) -> pd.Series[bool]:
         """Mask of the rows of runs with this mitigation alone.
 
-        If its other options differ between runs, only those rows whose other options occur with the most values.
+        If its other options differ between runs, only those rows whose other options occur with the most values, in
+        finished runs if there are any.
         """
         import pandas as pd
 
@@ -78,7 +79,9 @@ class Axis:
         # the column `mitigation` has the value, unless it is the default, and then the other options
         pattern = f"^{self.name}(?: {self.option}=[^ ]+)?((?: (?!\\+ )[^ ]+)*)$"
         kind = table["mitigation"].astype(str).str.strip().str.extract(pattern, expand=False)
-        values = table[self.column].groupby(kind).nunique()
+        done = table["status"] == "done" if "status" in table else nothing
+        counted = done & kind.notna()
+        values = table[self.column].where(counted if counted.any() else kind.notna()).groupby(kind).nunique()
         return nothing if values.empty else kind == values.idxmax()
 
 
