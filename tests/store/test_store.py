@@ -240,5 +240,8 @@ def test_a_law_over_replay_takes_the_options_of_finished_runs_before_those_of_ot
     same = {"label": "lora", "reference": "lora", "kl_weight": 0.0, "step": 50, "measure_start": 50, "alpha": None}
     table = pd.DataFrame([dict(zip(names, run, strict=True)) | same for run in runs])
     assert set(rows_to_fit(table)[1]["replay"]["run_id"]) == {"plain", "a1", "a2"}
+    other = table.assign(dataset="other", mitigation=table["mitigation"].str.replace("text=a", "text=c"))
+    both = rows_to_fit(pd.concat([table.assign(dataset="one"), other]))[1]["replay"]
+    assert both["run_id"].tolist() == 2 * ["plain", "a1", "a2"]
     failed = table.assign(status="failed")
     assert set(rows_to_fit(failed)[1]["replay"]["run_id"]) == {"plain", "b1", "b2", "b3"}

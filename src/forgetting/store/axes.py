@@ -68,14 +68,17 @@ class Axis:
     def alone(self, table: pd.DataFrame) -> pd.Series[bool]:
         """Mask of the rows of runs with this mitigation alone.
 
-        If its other options differ between runs, only those rows whose other options occur with the most values, in
-        finished runs if there are any.
+        If its other options differ between runs of a data set, only those rows whose other options occur with the most
+        values there, in finished runs if there are any.
         """
         import pandas as pd
 
         nothing = pd.Series(False, index=table.index)
         if not {"mitigation", self.column} <= set(table):
             return nothing
+        if "dataset" in table and len(table["dataset"].unique()) > 1:
+            parts = [self.alone(part) for _, part in table.groupby("dataset", sort=False, dropna=False)]
+            return pd.concat(parts).reindex(table.index)
         # the column `mitigation` has the value, unless it is the default, and then the other options
         pattern = f"^{self.name}(?: {self.option}=[^ ]+)?((?: (?!\\+ )[^ ]+)*)$"
         kind = table["mitigation"].astype(str).str.strip().str.extract(pattern, expand=False)

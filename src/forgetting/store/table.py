@@ -57,6 +57,8 @@ def rows_to_fit(
     Raises:
         UsageError: a value of `step` or `measure_start` is not a number.
     """
+    if not table.index.is_unique:  # tables joined by pd.concat
+        table = table.reset_index(drop=True)
     keep = pd.Series(True, index=table.index)
     mitigated = {}
     if not {"label", "method", "mitigation"} & set(chosen):
