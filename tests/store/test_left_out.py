@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from forgetting.store.folder import RunFolder, StudyFolder
 from forgetting.store.table import load_table
 from forgetting.studies.conclude import conclude
 from forgetting.studies.study import left
+from forgetting.tuning.grid import runs_by_id
 from small_study import command
 
 pytestmark = pytest.mark.full
@@ -179,3 +181,10 @@ def test_a_run_whose_files_have_the_time_0_is_read_like_any_other(study: Path) -
     for file in study.glob("runs/*/*"):
         os.utime(file, ns=(0, 0))
     assert load_table(study).equals(before)
+
+
+def test_a_call_whose_runs_failed_at_once_does_not_say_that_nothing_was_left_to_run(study: Path) -> None:
+    made = conclude(study)
+    first, *others = runs_by_id(made.config)
+    assert "(nothing left to run)" in str(replace(made, skipped=(first, *others)))
+    assert "(nothing left to run)" not in str(replace(made, skipped=tuple(others), failed={first: "no"}, seconds=0.1))

@@ -84,7 +84,8 @@ class StudyResult(Result):
     def shown(self) -> list[Shown]:
         """The last measurement of each run, the laws, and the report's path."""
         seconds = f"  ({self.seconds / 60:.1f} min)" if self.seconds >= 1 else ""
-        if not seconds and self.skipped:
+        ended = {*self.skipped, *self.left.damaged}
+        if not seconds and self.skipped and ended >= runs_by_id(self.config).keys():
             seconds = "  (nothing left to run)"
         notes = [line for name in self.config.datasets for line in _law_lines(name, self.fits.get(name, {}))]
         notes += quantised_notes(self.config.model)
