@@ -188,3 +188,13 @@ def test_a_call_whose_runs_failed_at_once_does_not_say_that_nothing_was_left_to_
     first, *others = runs_by_id(made.config)
     assert "(nothing left to run)" in str(replace(made, skipped=(first, *others)))
     assert "(nothing left to run)" not in str(replace(made, skipped=tuple(others), failed={first: "no"}, seconds=0.1))
+
+
+def test_runs_that_diverged_are_not_said_to_be_run_again(study: Path) -> None:
+    run, other, *_ = StudyFolder(study).runs()
+    run.update(status="failed", kind="diverged", why="loss is nan")
+    made = conclude(study)
+    assert list(made.failed) == [run.id]
+    assert not [line for line in made.next_commands() if "run the failed runs again" in line]
+    other.update(status="failed", kind="error", why="out of memory")
+    assert [line for line in conclude(study).next_commands() if "run the failed runs again" in line]

@@ -99,8 +99,8 @@ class StudyResult(Result):
         """What to do next: each a purpose and a command that can be pasted."""
         from ..analysis.plan.source import EXAMPLE_BUDGET, can_plan, without_plan
 
-        found = []
-        if self.failed:
+        found, folder = [], StudyFolder(self.folder)
+        if any(folder.run(run_id).state().get("kind") != "diverged" for run_id in self.failed):
             found.append(f"to run the failed runs again: {command('study', self.folder)}")
         if any(can_plan(laws) for laws in self.fits.values()):
             found.append(f"to plan a run within a budget: {command('plan', self.folder, '--budget', EXAMPLE_BUDGET)}")
