@@ -300,6 +300,8 @@ def test_ranks_by_flag_leave_the_other_options_of_a_file(tmp_path: Path) -> None
     assert methods(method="wide", ranks=[12]) == [("wide", 12, None)]
     assert methods(method="dora", ranks=[1, 2]) == [("dora", [1, 2], None)]
     assert [one.options["scaling"] for one in f.with_flags({}, None, None, ranks=[3]).methods] == ["rank-stabilized"]
+    file.write_text(yaml.safe_dump(study | {"methods": [{"name": "full"}, {"name": "dora"}]}))
+    assert methods(ranks=[12], default_rank=default_rank) == [("full", None, None), ("dora", 12, None)]
     file.write_text(yaml.safe_dump(study | {"methods": [{"name": "full"}]}))
     with pytest.raises(
         UsageError, match=r"--rank: no method in .*my.yaml has a rank; choose one that does with --method"

@@ -94,7 +94,7 @@ def _resolved(
 
     if config is not None and config.is_dir() and preset is None and (out is None or out.resolve() == config.resolve()):
         return with_more(config, given, default_rank=default_rank, method=method, ranks=ranks)
-    return with_flags(given, config, preset, method=method, ranks=ranks)
+    return with_flags(given, config, preset, method=method, ranks=ranks, default_rank=default_rank)
 
 
 def _engine(name: str, jobs: int | None, accelerate: Path | None, machine: int | None, given: dict[str, Any]) -> Engine:

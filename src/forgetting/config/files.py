@@ -6,7 +6,7 @@ what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,7 @@ def with_flags(
     *,
     method: str | None = None,
     ranks: Sequence[int] | None = None,
+    default_rank: Callable[[str], int | None] = {"lora": 8}.get,
 ) -> StudyConfig:
     """The study from a file or preset plus flags; a flag overrides the same field of the file or preset.
 
@@ -163,6 +164,7 @@ def with_flags(
         preset: a preset's name.
         method: run only this method, by its name or label, with the file's options for it.
         ranks: ranks of that method, or of the first method that has a rank.
+        default_rank: the rank of a method, by its name, if none is configured; None if it has no rank.
 
     Raises:
         UsageError: both a file and a preset, too few flags, ranks although no method has one, or a wrong field.
@@ -182,11 +184,14 @@ def with_flags(
     if "datasets" in given:  # --train replaces the data sets of a file or preset
         fields = {key: value for key, value in fields.items() if key != "datasets"}
     if (method is not None or ranks) and isinstance(fields.get("methods"), list):
-        fields = {**fields, "methods": _chosen_methods(fields["methods"], method, list(ranks or []), where)}
+        chosen = _chosen_methods(fields["methods"], method, list(ranks or []), where, default_rank)
+        fields = {**fields, "methods": chosen}
     return validate(deep_merge(fields, given), where=where)
 
 
-def _chosen_methods(methods: list[Any], name: str | None, ranks: list[int], where: str) -> list[Any]:
+def _chosen_methods(
+    methods: list[Any], name: str | None, ranks: list[int], where: str, default_rank: Callable[[str], int | None]
+) -> list[Any]:
     """All methods, or only the chosen one; `ranks` replace those of the first method that has any."""
     found = [dict(one) if isinstance(one, Mapping) else one for one in methods]
     entries = [one for one in found if isinstance(one, dict)]
@@ -194,7 +199,8 @@ def _chosen_methods(methods: list[Any], name: str | None, ranks: list[int], wher
         named = [one for one in entries if name in (one.get("label"), one.get("name"))]
         found = entries = named[:1] or [{"name": name, **({"rank": None} if ranks else {})}]
     if ranks:
-        first = next((one for one in entries if "rank" in one or one.get("name") == "lora" or name is not None), None)
+        ranked = [one for one in entries if name is not None or "rank" in one or default_rank(str(one.get("name")))]
+        first = next(iter(ranked), None)
         if first is None:
             raise UsageError(f"--rank: no method in {where} has a rank; choose one that does with --method")
         first["rank"] = ranks if len(ranks) > 1 else ranks[0]
