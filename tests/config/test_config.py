@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -382,3 +383,12 @@ def test_two_methods_with_one_label_are_refused_as_their_runs_would_be_taken_for
 def test_an_empty_list_is_refused_and_does_not_mean_the_default(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"got \[\]; give at least one"):
         c.validate(f.preset_fields("miniature") | fields, where="x")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "lora", "alpha": math.inf}, {"name": "lora", "mitigations": [{"name": "kl", "weight": math.inf}]}],
+)
+def test_an_infinite_option_is_refused_as_it_would_be_stored_as_null(method: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"(alpha|weight): got inf; input should be a finite number"):
+        expand_runs(c.validate(f.preset_fields("miniature") | {"methods": [method]}, where="x"))

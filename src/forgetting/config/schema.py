@@ -39,6 +39,7 @@ TrackerName = Literal["wandb", "trackio", "mlflow", "tensorboard"]
 class VariantOptions(Section):
     """Base of everything chosen by name, such as a method: its fields are its options."""
 
+    model_config = ConfigDict(allow_inf_nan=False)  # a study could not store them: JSON has no such numbers
     name: ClassVar[str]
 
 
