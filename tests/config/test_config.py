@@ -392,3 +392,21 @@ def test_an_empty_list_is_refused_and_does_not_mean_the_default(fields: dict[str
 def test_an_infinite_option_is_refused_as_it_would_be_stored_as_null(method: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"(alpha|weight): got inf; input should be a finite number"):
         expand_runs(c.validate(f.preset_fields("miniature") | {"methods": [method]}, where="x"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": (8, 16)},
+        {"rank": np.arange(8, 10)},
+        {"rank": np.int64(8), "alpha": np.float32(0.5)},
+        {"target_modules": ("q_proj", "v_proj")},
+        {"mitigations": ([{"name": "kl", "weight": (1.0, np.float64(2.0))}],)},
+    ],
+)
+def test_options_given_in_python_are_the_same_when_they_are_read_back(options: dict[str, Any], tmp_path: Path) -> None:
+    fields = f.preset_fields("miniature") | {"methods": [{"name": "lora", **options}]}
+    config = c.validate(fields, where="x")
+    stored = StudyFolder.create_or_resume(tmp_path / "s", config).config()
+    assert stored.is_same(config)
+    assert runs_by_id(stored).keys() == runs_by_id(config).keys()

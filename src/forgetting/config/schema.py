@@ -25,6 +25,7 @@ from ..errors import UsageError
 from .explaining import explain
 from .section import Name as Name
 from .section import Section as Section
+from .section import as_stored
 from .section import with_exponent as with_exponent
 from .texts import AnyText as AnyText
 from .texts import DatasetConfig as DatasetConfig
@@ -88,6 +89,12 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_stored(cls, value: Any) -> Any:
+        """Options have no types here: a tuple would differ from the stored list each time the study is resumed."""
+        return as_stored(value)
 
     @property
     def options(self) -> dict[str, Any]:

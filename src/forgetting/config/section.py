@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
@@ -39,3 +40,12 @@ class Section(BaseModel):
 def _python_number(value: Any) -> Any:
     """A NumPy integer as a Python int; anything else unchanged."""
     return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
+
+
+def as_stored(value: Any) -> Any:
+    """A value as a study stores it and reads it back: tuples as lists, numbers and arrays of NumPy as Python's."""
+    if isinstance(value, Mapping):
+        return {key: as_stored(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_stored(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
