@@ -343,6 +343,9 @@ def test_packed_files_are_read_by_line_and_have_the_name_without_suffixes(tmp_pa
 def test_by_kind_gives_one_text_per_kind(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", [{"kind": "a b", "prompt": "x"}, {"kind": "c", "prompt": "y"}])
     assert list(by_kind("mine", ProbeConfig(probe=str(file)))) == ["mine-a-b", "mine-c"]
+    write(file, [{"kind": "数学", "prompt": "x"}, {"kind": "编程", "prompt": "y"}])
+    with pytest.raises(UsageError, match="the kinds '数学' and '编程' give the same name of a text"):
+        by_kind("mine", ProbeConfig(probe=str(file)))
     write(file, [{"kind": "a", "prompt": "x"}, {"prompt": "y"}])
     with pytest.raises(UsageError, match=r"p\.jsonl, line 2: no kind, and other prompts have one \(a\)"):
         by_kind("mine", ProbeConfig(probe=str(file)))

@@ -136,7 +136,8 @@ def by_kind(name: str, config: ProbeConfig) -> dict[str, ProbeConfig]:
         config: the probe; if it names a kind, it is returned unchanged.
 
     Raises:
-        UsageError, ForgettingError: see `read_probe`; or some prompts have a kind and others do not.
+        UsageError, ForgettingError: see `read_probe`; or some prompts have a kind and others do not, or two kinds give
+            the same name.
     """
     prompts, _ = _prompts(config.probe)
     kinds = kinds_of(prompts)
@@ -147,7 +148,15 @@ def by_kind(name: str, config: ProbeConfig) -> dict[str, ProbeConfig]:
             f"{config.probe}, {without.place}: no kind, and other prompts have one ({few(kinds)}); give all or none one"
         )
     before = "" if name in (DEFAULT, MINIATURE) else f"{name}-"
-    return {before + re.sub(r"[^A-Za-z0-9_-]+", "-", kind): config.model_copy(update={"kind": kind}) for kind in kinds}
+    named: dict[str, str] = {}
+    for kind in kinds:
+        same = named.setdefault(before + re.sub(r"[^A-Za-z0-9_-]+", "-", kind), kind)
+        if same != kind:
+            raise UsageError(
+                f"{config.probe}: the kinds '{same}' and '{kind}' give the same name of a text, because only ASCII "
+                "letters, digits, _ and - are kept; rename one of them"
+            )
+    return {name: config.model_copy(update={"kind": kind}) for name, kind in named.items()}
 
 
 def _prompts(source: str) -> tuple[list[Prompt], list[str]]:
