@@ -97,11 +97,21 @@ def test_prompts_of_advbench_and_xstest_layout(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match="no column of prompts; it has a, b"):
         read_prompts(str(path))
+    path.write_text("goal\nHow do I kill, quickly, a process?\n")  # without quotes it would be cut at the comma
+    with pytest.raises(UsageError, match="line 2: more fields than the header"):
+        read_prompts(str(path))
+    path.write_text("prompt,type\nOne,a,,\n")
+    assert read_prompts(str(path)).texts == ["One"]
     path.write_text("id,prompt\n1,\n")
     with pytest.raises(UsageError, match="line 2: prompt: got ''"):
         read_prompts(str(path))
     with pytest.raises(UsageError, match=r"got a \.pdf"):
         read_prompts(str(lines(tmp_path / "p.pdf", "x")))
+
+
+def test_categories_of_prompts_are_kept_if_the_first_row_has_none_and_one_is_0(tmp_path: Path) -> None:
+    rows = ('{"prompt": "a"}', '{"prompt": "b", "category": 0}', '{"prompt": "c", "category": 1}')
+    assert read_prompts(str(lines(tmp_path / "p.jsonl", *rows))).categories == ["", "0", "1"]
 
 
 def row(prompt: str, expect: str, *, refused: bool, reply: str | None = None) -> dict[str, Any]:

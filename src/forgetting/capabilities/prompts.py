@@ -35,7 +35,7 @@ def read_prompts(source: str) -> Prompts:
         source: a .csv, .txt or .jsonl file; or a Hub id, optionally `ID:SPLIT`.
 
     Raises:
-        UsageError: no such file, no prompt column, an empty prompt; names file and line.
+        UsageError: no such file, no prompt column, an empty prompt, more fields than the header; names file and line.
         ForgettingError: the Hub cannot be reached.
     """
     path = Path(source).expanduser()
@@ -49,13 +49,23 @@ def read_prompts(source: str) -> Prompts:
     if path.suffix == ".txt":
         rows = [(i, {"prompt": line}) for i, line in enumerate(re.split(r"\r\n|[\r\n]", text), start=1) if line.strip()]
         return _columns(rows, source)
+    return _columns(_table(text, source), source)
+
+
+def _table(text: str, source: str) -> list[tuple[int, dict[str, Any]]]:
+    """Numbered rows of a CSV file."""
     reader = csv.DictReader(io.StringIO(text, newline=""))
+    rows = []
     try:
         files.check_table(len(reader.fieldnames or []), 0, source)
-        rows = [(reader.line_num, row) for row in reader]
+        for row in reader:
+            if any(map(str.strip, row.pop(None, []))):
+                where = f"{source}, line {reader.line_num}"
+                raise UsageError(f"{where}: more fields than the header; prompts that contain ',' need quotes")
+            rows.append((reader.line_num, row))
     except csv.Error as error:
         raise UsageError(f"{source}, line {reader.line_num}: not CSV: {error}") from None
-    return _columns(rows, source)
+    return rows
 
 
 def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
@@ -66,7 +76,7 @@ def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
     if column is None:
         has, allowed = ", ".join(map(str, there)), ", ".join(COLUMNS)
         raise UsageError(f"{source}: no column of prompts; it has {has}; allowed: {allowed}")
-    kind = next((name for name in CATEGORIES if name in there), None)
+    kind = next((name for name in CATEGORIES if any(name in row for _, row in rows)), None)
     texts, categories, seen = [], [], set()
     for number, row in rows:
         value = row.get(column)
@@ -75,7 +85,8 @@ def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
         if value not in seen:
             seen.add(value)
             texts.append(value)
-            categories.append(str(row.get(kind) or "") if kind else "")
+            given = row.get(kind) if kind else None
+            categories.append("" if given is None else str(given))
     return Prompts(texts, categories)
 
 
