@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +65,14 @@ def test_items_become_a_stock_task(tmp_path: Path) -> None:
     assert config["output_type"] == "multiple_choice"
     assert json.loads((path.parent / config["dataset_kwargs"]["file"]).read_text())["gold"] == 1
     assert not any(str(tmp_path) in file.read_text() for file in path.parent.iterdir())
+
+
+@pytest.mark.parametrize("answer", ["U.S.", " Paris\n", "It rains.", 4, "..."])
+def test_a_reply_that_repeats_the_answer_is_right(tmp_path: Path, answer: Any) -> None:
+    (row,) = items.read_items(lines(tmp_path / "mine.jsonl", {"prompt": "x", "answer": answer}))
+    said = str(answer).strip()
+    for reply in (said, f" {said}\n", f"The answer is {said}"):
+        assert re.findall(items.FINAL_ANSWER, reply)[0] in row["answers"]
 
 
 def test_empty_and_missing_files(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
         answers = answer if isinstance(answer, list) else [answer]
         if not answers or not all(isinstance(a, str | int | float) and str(a).strip() for a in answers):
             raise UsageError(f"{where}: answer: got {_shown(answer)}; give a text, or a list of accepted texts")
-        return {**item, "answers": [str(a) for a in answers]}
+        # as they are extracted from a reply: the answer `U.S.` would otherwise never equal the reply `U.S.`
+        return {**item, "answers": list(dict.fromkeys(re.findall(FINAL_ANSWER, str(a))[0] for a in answers))}
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise UsageError(f"{where}: choices: got {_shown(choices)}; give a list of at least two texts")
     if len(set(choices)) < len(choices):
