@@ -165,12 +165,13 @@ def test_batches_padded_on_the_left_give_the_answers_of_batch_size_one(base: Bas
 
 
 def test_a_length_in_the_models_own_settings_does_not_cut_replies(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    from forgetting.capabilities.relearn import _replies
+    from forgetting.capabilities.relearn import _Asking, _replies
 
     prompts = ["Which river runs through the town?", "Who was the baker?"]
-    plain = _replies(base.model, base.tokenizer, prompts, most=12)
+    asking = _Asking(base.tokenizer, None, 12)
+    plain = _replies(base.model, asking, prompts)
     monkeypatch.setattr(base.model.generation_config, "max_new_tokens", 1)
-    assert _replies(base.model, base.tokenizer, prompts, most=12) == plain
+    assert _replies(base.model, asking, prompts) == plain
     assert base.model.generation_config.max_new_tokens == 1
 
 

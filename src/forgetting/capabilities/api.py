@@ -79,12 +79,12 @@ def evaluate(
     settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
     prompts = (_text(harmful), _text(harmless), keep_completions)
     plan = Plan(_texts(suites), settings, *prompts, max_new_tokens, _texts(include_path))
-    model = _model_config(relearn, revision, dtype, device, bits, trust_remote_code)
+    model = _model_config(relearn, fewshot, revision, dtype, device, bits, trust_remote_code)
     models = (model_of("base", base, optional=True), model_of("tuned", tuned))
     how: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "tell": tell}
     folder, served = None if out is None else Path(out), _served(*models, server, relearn, batch_size, model)
     found = asking.evaluate(*models, plan=plan, out=folder, judge=_judge(judge, labels), served=served, **how)
-    return replace(found, relearned=probe(*models, found.rows, **how)) if relearn else found
+    return replace(found, relearned=probe(*models, found.rows, plan=plan, **how)) if relearn else found
 
 
 def _served(
@@ -114,9 +114,11 @@ def _other_than_default(model: ModelConfig) -> set[str]:
     return {name for name in type(model).model_fields if getattr(model, name) != getattr(plain, name)}
 
 
-def _model_config(relearn: bool, *given: Any) -> ModelConfig:
+def _model_config(relearn: bool, fewshot: int | None, *given: Any) -> ModelConfig:
     fields = dict(zip(("revision", "dtype", "device", "bits", "trust_remote_code"), given, strict=True))
     model = validated(ModelConfig, {"source": "-", **fields}, "evaluate")
+    if relearn and fewshot:
+        raise UsageError("relearn (--relearn): does not work with fewshot: its prompts have no examples")
     if relearn and model.bits is not None:
         raise UsageError(
             f"relearn (--relearn): does not work with bits {model.bits}: an adapter that is merged into "

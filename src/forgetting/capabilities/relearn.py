@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,13 @@ from ..config.schema import ModelConfig
 from ..data.padding import IGNORED, right_padded
 from ..display.numbers import several
 from ..errors import UsageError
+from .items import FINAL_ANSWER
+from .refusals import is_refusal
 from .rendering import chat_template
 from .replies import runs_on
 from .results import Rows
 from .subject import Subject
+from .suites import Plan
 from .transitions import Share, share
 
 FINAL = "final-answer"
@@ -94,6 +98,7 @@ def relearn(
     tuned: Any,
     rows: Mapping[str, Rows],
     *,
+    plan: Plan | None = None,
     model: ModelConfig | None = None,
     tokenizer: Any = None,
     steps: int = STEPS,
@@ -104,6 +109,7 @@ def relearn(
     Args:
         base, tuned, model, tokenizer: see `evaluate`.
         rows: paired rows of both models by suite, from an `Evaluation`.
+        plan: how that evaluation asked; the probe asks in the same way, so that replies before and after compare.
         steps: training steps of the probe.
         tell: called with the name of what is being run.
 
@@ -114,11 +120,13 @@ def relearn(
     chosen = {name: pairs for name, pairs in rows.items() if _trainable(pairs)}
     if not chosen:
         raise UsageError("relearn: no suite with free answers to relearn from; multiple choice is not supported")
+    asked = plan or Plan()
+    asking = _Asking(subject.pair.tokenizer, asked.settings.chat, asked.max_generated)
     made = []
     for name, pairs in chosen.items():
         if tell:
             tell(f"relearn: {name}")
-        made.append(_probe(name, pairs, subject, steps))
+        made.append(_probe(name, pairs, subject, steps, asking))
     return tuple(made)
 
 
@@ -130,7 +138,7 @@ def _trainable(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> 
     return first["filter"] == FINAL and first["reply"] is not None
 
 
-def _probe(name: str, pairs: Any, subject: Any, steps: int) -> Relearned:
+def _probe(name: str, pairs: Any, subject: Any, steps: int, asking: _Asking) -> Relearned:
     """Probe and score both models.
 
     The training replies are the base model's own right ones, so the probe teaches nothing that the base did not know.
@@ -149,8 +157,8 @@ def _probe(name: str, pairs: Any, subject: Any, steps: int) -> Relearned:
     after = []
     for side in (1, 0):
         learner = _copy(subject, side)
-        _train(learner, subject.pair.tokenizer, taught, steps)
-        replies = _replies(learner, subject.pair.tokenizer, prompts)
+        _train(learner, asking, taught, steps)
+        replies = _replies(learner, asking, prompts)
         after.append(np.asarray([_judge(one, reply) for (one, _), reply in zip(scored, replies, strict=True)]))
     before = np.asarray([_right(one) for one, _ in scored])
     now = np.asarray([_right(other) for _, other in scored])
@@ -179,11 +187,6 @@ def _right(row: Mapping[str, Any]) -> bool:
 
 def _judge(row: Mapping[str, Any], reply: str) -> bool:
     """Whether a new reply is right, by the rule of the item's task."""
-    import re
-
-    from .items import FINAL_ANSWER
-    from .refusals import is_refusal
-
     if row["expect"] is not None:
         return bool(is_refusal(reply) == (row["expect"] == "refuse"))
     found = re.search(FINAL_ANSWER, reply)
@@ -201,7 +204,25 @@ def _copy(subject: Any, side: int) -> Any:
     return model.merge_and_unload() if side == 1 else model.unload()
 
 
-def _train(model: Any, tokenizer: Any, taught: Sequence[tuple[str, str]], steps: int) -> None:
+@dataclass(frozen=True)
+class _Asking:
+    """How prompts are shown: the tokenizer, whether with its chat template, and the maximum tokens of a reply."""
+
+    tokenizer: Any
+    chat: bool | None
+    most: int
+
+    @property
+    def by_chat(self) -> bool:
+        """Whether prompts are rendered by the chat template."""
+        return self.tokenizer.chat_template is not None if self.chat is None else self.chat
+
+    def prompt(self, text: str) -> str:
+        """A prompt as the model sees it."""
+        return chat_template(self.tokenizer)([{"role": "user", "content": text}]) if self.by_chat else text
+
+
+def _train(model: Any, asking: _Asking, taught: Sequence[tuple[str, str]], steps: int) -> None:
     """Add a LoRA to the model's linear layers and train it; the loss is on the replies only."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
@@ -215,7 +236,7 @@ def _train(model: Any, tokenizer: Any, taught: Sequence[tuple[str, str]], steps:
     model.train()
     for _ in range(steps):
         drawn = order.choice(len(taught), size=min(BATCH, len(taught)), replace=False)
-        batch = _batch(tokenizer, [taught[int(i)] for i in drawn], model.device)
+        batch = _batch(asking, [taught[int(i)] for i in drawn], model.device)
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()
@@ -223,27 +244,20 @@ def _train(model: Any, tokenizer: Any, taught: Sequence[tuple[str, str]], steps:
     model.eval()
 
 
-def _batch(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: Any) -> dict[str, Any]:
+def _batch(asking: _Asking, pairs: Sequence[tuple[str, str]], device: Any) -> dict[str, Any]:
     import torch
 
-    rows = []
+    tokenizer, rows = asking.tokenizer, []
     for prompt, reply in pairs:
-        head = tokenizer(_asked(tokenizer, prompt), add_special_tokens=tokenizer.chat_template is None)["input_ids"]
-        space = "" if reply.startswith(" ") else " "
+        head = tokenizer(asking.prompt(prompt), add_special_tokens=not asking.by_chat)["input_ids"]
+        space = "" if asking.by_chat or reply.startswith(" ") else " "
         tail = [*tokenizer(space + reply, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         rows.append((head + tail, [IGNORED] * len(head) + tail))
     batch = right_padded([ids for ids, _ in rows], tokenizer.pad_token_id, labels=[labels for _, labels in rows])
     return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
-def _asked(tokenizer: Any, prompt: str) -> str:
-    if tokenizer.chat_template is None:
-        return prompt
-    chat = [{"role": "user", "content": prompt}]
-    return chat_template(tokenizer)(chat)
-
-
-def _replies(model: Any, tokenizer: Any, prompts: Sequence[str], most: int = 64) -> list[str]:
+def _replies(model: Any, asking: _Asking, prompts: Sequence[str]) -> list[str]:
     """Greedy replies, generated through lm-eval's wrapper."""
     from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
 
@@ -252,8 +266,8 @@ def _replies(model: Any, tokenizer: Any, prompts: Sequence[str], most: int = 64)
     from .harness import as_lm
 
     quiet()
-    options = {"until": ["\n\n"], "do_sample": False, "max_gen_toks": most}
-    requests = [Instance("generate_until", {}, (_asked(tokenizer, prompt), options), 0) for prompt in prompts]
+    options = {"until": ["\n\n"], "do_sample": False, "max_gen_toks": asking.most}
+    requests = [Instance("generate_until", {}, (asking.prompt(prompt), options), 0) for prompt in prompts]
     with console(), length_as_asked(model):
-        asker = as_lm(model, tokenizer)
+        asker = as_lm(model, asking.tokenizer)
         return [str(reply) for reply in asker.generate_until(requests, disable_tqdm=True)]
