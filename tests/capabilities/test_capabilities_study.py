@@ -133,6 +133,23 @@ def test_changed_items_are_refused_if_runs_cannot_be_asked_again(finished: Path,
     assert {row["step"] for row in study_rows(copy)} == {4}
 
 
+def test_a_run_that_was_deleted_and_runs_again_is_asked_again(
+    tiny_model: Path, corpora: Path, suite: Path, tmp_path: Path
+) -> None:
+    """Its id is the same, but its data may differ: the old answers are of other weights."""
+    chats, out = tmp_path / "corpora" / "chat.jsonl", tmp_path / "study"
+    shutil.copytree(corpora, chats.parent)
+    config = configuration(tiny_model, chats.parent, {"suites": [str(suite)], "ranks": [1]})
+    run_study(config, out)
+    before = study_rows(out)
+    chats.write_text("".join(chats.read_text().splitlines(keepends=True)[::2]))
+    shutil.rmtree(out / "runs")
+    run_study(config, out)
+    (one,), (other,) = before, study_rows(out)
+    assert one["run_id"] == other["run_id"]
+    assert one["newtask_kl"] != other["newtask_kl"]
+
+
 def test_more_items_are_asked_of_finished_runs_as_if_they_had_been_from_the_start(
     tiny_model: Path, corpora: Path, suite: Path, tmp_path: Path
 ) -> None:

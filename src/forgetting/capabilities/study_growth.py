@@ -1,14 +1,19 @@
-"""Answers of a growing study: copies a shorter run's answers to the longer run, and asks finished runs more items."""
+"""Answers of a growing study: copies a shorter run's answers to the longer run, and asks finished runs more items.
+
+Answers of a deleted run are deleted when it runs again.
+"""
 
 from __future__ import annotations
 
+import glob
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..config.schema import ModelConfig
 from ..errors import ForgettingError, UsageError
-from ..files import read_text, refuse_links, write_atomically
+from ..files import read_text, refuse_link, refuse_links, write_atomically
 from ..store.folder import RunFolder
 from .answers import PAIRING, AnswerStore
 from .evaluate import BASE
@@ -26,6 +31,12 @@ def copy_answers(study: Path, old: str, new: str, steps: Iterable[int]) -> None:
             store.write(here, here, suite, store.asked(there, suite), rows)
         if (measured := newtask_file(study, old, step)).exists():
             write_atomically(newtask_file(study, new, step), read_text(measured))
+
+
+def forget_answers(study: Path, run_id: str) -> None:
+    """Delete the answers of a run that begins: a deleted run of the same id gave them, perhaps with other data."""
+    for old in folder_of(study).glob(f"{glob.escape(run_id)}@*"):
+        shutil.rmtree(refuse_link(old, study))
 
 
 def lacking(study: Path, model: ModelConfig, plan: Plan, asked: Iterable[tuple[str, int, bool]]) -> list[str]:

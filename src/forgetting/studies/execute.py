@@ -240,6 +240,10 @@ def _train(
     prints = inputs.fingerprints(run.dataset_name, base, study.path)
     if changed := provenance.other_processes(before, processes.count(), sharded=sharded) or changes(before, prints):
         raise ForgettingError(f"{changed} since this run started; use a new study folder")
+    if not before and processes.is_main():
+        from ..capabilities.study_growth import forget_answers
+
+        forget_answers(study.path, folder.id)
     folder.update(
         status="running",
         kind=None,
