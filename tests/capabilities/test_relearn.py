@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from forgetting.capabilities import api
+from forgetting.capabilities import api, relearn
 from forgetting.capabilities.evaluate import Evaluation
 from forgetting.capabilities.relearn import _Asking
+from forgetting.capabilities.transitions import wilson
 from forgetting.errors import UsageError
 
 
@@ -35,3 +36,19 @@ def test_the_probe_uses_the_chat_template_only_if_the_evaluation_did() -> None:
     tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=render)
     asked = [_Asking(tokenizer, chat, 64).prompt("p") for chat in (None, True, False)]
     assert asked == ["<user>p<model>", "<user>p<model>", "p"]
+
+
+def test_items_of_one_passage_count_once_in_the_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ten questions per passage, all lost and all returned, an interval is as wide as that of the passages."""
+    same = {"expect": None, "filter": relearn.FINAL, "target": ["yes"], "answer": "no", "options": 0}
+    base = [
+        {**same, "prompt": f"p{i}", "reply": "yes", "score": 1.0, "cluster": f"passage {i // 10}"} for i in range(200)
+    ]
+    pairs = [(row, {**row, "reply": "no", "score": 0.0}) for row in base]
+    for name, made in (("_copy", None), ("_train", None)):
+        monkeypatch.setattr(relearn, name, lambda *_, made=made: made)
+    monkeypatch.setattr(relearn, "_replies", lambda model, asking, prompts: ["yes"] * len(prompts))
+    found = relearn._probe("mine", pairs, None, 2, _Asking(None, None, 64))
+    passages = len({one["cluster"] for one, _ in pairs if not relearn.in_probe_half(one["prompt"])})
+    assert found.returned.count == found.scored > 3 * passages
+    assert found.returned.low == wilson(passages, passages).low

@@ -31,7 +31,7 @@ from .items import FINAL_ANSWER
 from .refusals import is_refusal
 from .rendering import chat_template
 from .replies import runs_on
-from .results import Rows
+from .results import Rows, clusters_of
 from .subject import Subject
 from .suites import Plan
 from .transitions import Share, share
@@ -163,7 +163,7 @@ def _probe(name: str, pairs: Any, subject: Any, steps: int, asking: _Asking) -> 
     before = np.asarray([_right(one) for one, _ in scored])
     now = np.asarray([_right(other) for _, other in scored])
     on = np.asarray([runs_on(other) for _, other in scored])
-    every, own = np.ones(len(scored), bool), np.arange(len(scored))
+    every, own = np.ones(len(scored), bool), clusters_of(scored)
     return Relearned(
         name,
         len(taught),

@@ -155,11 +155,15 @@ def _scored_by(row: Mapping[str, Any]) -> tuple[str, bool]:
     return str(row["metric"]), row.get("higher_is_better") is not False
 
 
+def clusters_of(rows: Rows) -> NDArray[Any]:
+    """[n] the passage of each item, or a label of its own."""
+    return np.asarray([one["cluster"] or f"\0{i}" for i, (one, _) in enumerate(rows)])
+
+
 def _paired(rows: Rows, before: Sequence[float], after: Sequence[float], same: Sequence[bool]) -> t.Paired:
-    clusters = [one["cluster"] or f"\0{i}" for i, (one, _) in enumerate(rows)]
     on = [[runs_on(pair[side]) for pair in rows] for side in (0, 1)]
     options = [one["options"] for one, _ in rows]
-    return t.Paired.of(before, after, same, options, np.asarray(clusters), *on)
+    return t.Paired.of(before, after, same, options, clusters_of(rows), *on)
 
 
 def _answers(name: str, metric: str, higher_is_better: bool, rows: Rows) -> Answers:
