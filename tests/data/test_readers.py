@@ -245,6 +245,7 @@ def test_lines_of_articles_are_read_until_there_are_enough_articles(tmp_path: Pa
     lines = ["\n", " = One = \n", "\n", " a \n", "\n", " = Two = \n", " b \n", " = Three = \n", " c \n"]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     assert [name for name, _ in texts(tmp_path / "r.jsonl", max_documents=2)] == ["One", "Two"]
+    assert texts(tmp_path / "r.jsonl", max_documents=1) == [("One", " = One = \n\n a \n\n")]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps({"text": "p\n\n" * 4000}) + "\n" for _ in range(3)))
     assert len(texts(tmp_path / "d.jsonl", max_documents=1)[0][1]) == 12_000
 

@@ -19,7 +19,7 @@ from . import cutting, formats
 from .formats import Document as Document
 from .large import read_texts
 from .readers import encodable, line_feeds
-from .sources import read_rows
+from .sources import read_rows, row_limit
 from .texts import Texts
 
 
@@ -79,7 +79,7 @@ def load_corpus(config: TextConfig) -> Corpus:
     if large is not None:
         return Corpus(*large)
     rows, notices = read_rows(config)
-    if config.documents == "auto" and len(rows) == config.max_documents and _are_lines(rows, config.text_column):
+    if config.documents == "auto" and len(rows) == row_limit(config) and _are_lines(rows, config.text_column):
         rows, notices = read_rows(config.model_copy(update={"documents": "wikitext"}))
     return corpus_of(rows, config, notices)
 
