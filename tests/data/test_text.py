@@ -132,6 +132,12 @@ def test_heldout_shares_no_document_not_even_a_copy() -> None:
     assert {d.id for d in shuffled[1]} == {d.id for d in heldout}
 
 
+@pytest.mark.parametrize("share", [0.8, 0.99])
+def test_a_large_share_does_not_hold_out_all_documents(share: float) -> None:
+    train, heldout = split_heldout([Document(id=str(i), text=f"text {i}") for i in range(4)], share)
+    assert (len(train), len(heldout)) == (1, 3)
+
+
 def test_too_few_documents_to_hold_out_is_an_error() -> None:
     with pytest.raises(UsageError, match="1 distinct documents; at least 4"):
         split_heldout([Document(id=str(i), text="same") for i in range(9)], 0.1)

@@ -157,7 +157,7 @@ def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, 
 
     Args:
         documents: the corpus.
-        share: share of the distinct documents to hold out; at least two are.
+        share: share of the distinct documents to hold out; at least two are, and never all.
 
     Returns:
         The training part, with the notices of the corpus, and the held-out part, each in the order of the corpus.
@@ -177,7 +177,7 @@ def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, 
             f"the fine-tuning data has {len(distinct)} distinct documents; at least 4 are needed to hold some out. "
             "If one file contains many texts, say with `documents` how to cut it"
         )
-    held = set(distinct[: max(2, math.ceil(share * len(distinct)))])
+    held = set(distinct[: min(max(2, math.ceil(share * len(distinct))), len(distinct) - 1)])
     is_held = [first[key] in held for key in keys]
     train = corpus.selected(i for i, out in enumerate(is_held) if not out)
     return train, Corpus(corpus.selected(i for i, out in enumerate(is_held) if out).documents)
