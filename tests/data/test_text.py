@@ -236,6 +236,9 @@ def test_a_sample_of_one_long_document_first_still_has_two(tokenizer) -> None:
     long, short = "the old river town guild baker smith north " * 200, "the old river"
     windows = tokenize([Document(id="long", text=long), Document(id="short", text=short)], tokenizer, 16)
     assert {len(set(windows.sample(1, seed=seed).documents.tolist())) for seed in range(5)} == {2}
+    texts = {"long": long, "copy": f" {long} ", "short": short}
+    copied = tokenize([Document(id=name, text=text) for name, text in texts.items()], tokenizer, 16)
+    assert {copied.sample(1, seed=seed).n_documents for seed in range(5)} == {2}
 
 
 def test_a_mean_over_a_sample_stands_for_the_whole_text() -> None:

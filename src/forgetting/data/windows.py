@@ -79,8 +79,12 @@ class Windows:
     @property
     def n_documents(self) -> int:
         """Number of different documents with a target; copies count once."""
-        documents = self.documents[self.targets > 0]
-        return len(np.unique(np.asarray(self.first_copy, np.int32)[documents] if self.first_copy else documents))
+        return len(np.unique(self.distinct[self.targets > 0]))
+
+    @property
+    def distinct(self) -> NDArray[np.int32]:
+        """[W] the document of each window, for copies the first one."""
+        return np.asarray(self.first_copy, np.int32)[self.documents] if self.first_copy else self.documents
 
     @property
     def largest(self) -> int:
@@ -89,8 +93,7 @@ class Windows:
 
     def token_documents(self) -> NDArray[np.int32]:
         """[n_predicted] the document of each target, for copies the first one, in the order of the windows."""
-        documents = np.asarray(self.first_copy, np.int32)[self.documents] if self.first_copy else self.documents
-        return np.repeat(documents, self.lengths)[self.predicted]
+        return np.repeat(self.distinct, self.lengths)[self.predicted]
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Windows:
         """The windows at `indices`, in that order; document ids stay complete."""
@@ -128,14 +131,15 @@ class Windows:
         Samples windows rather than whole documents: every window then has the same chance, so a mean over the sample
         is unbiased for the whole text, and the sample has as many documents as possible, which a standard error
         clustered by document needs. The windows keep their original order. At least two documents are included if
-        there are two, since one document has no standard error.
+        there are two that differ, since one document has no standard error.
         """
         if max_tokens is None or self.n_predicted <= max_tokens:
             return self
         order = np.random.default_rng(seed).permutation(len(self))
         chosen = order[: int(np.searchsorted(np.cumsum(self.targets[order]), max_tokens)) + 1]
-        others = order[self.documents[order] != self.documents[order[0]]]
-        if len(others) and np.all(self.documents[chosen] == self.documents[order[0]]):
+        documents = self.distinct
+        others = order[documents[order] != documents[order[0]]]
+        if len(others) and np.all(documents[chosen] == documents[order[0]]):
             chosen = np.append(chosen, others[0])
         return self.select(np.sort(chosen))
 

@@ -186,9 +186,7 @@ def _contents(windows: Windows) -> set[bytes]:
 
 def _split(windows: Windows) -> tuple[Windows, Windows]:
     """Split by document: windows to measure on (one document in MEASURED), and the others, for the penalty."""
-    documents = np.asarray(windows.documents)
-    if windows.first_copy:
-        documents = np.asarray(windows.first_copy)[documents]  # copies of a document are on the same side
+    documents = windows.distinct
     measured = np.isin(documents, np.unique(documents)[::MEASURED])
     if measured.all() or not measured.any():
         raise UsageError(
