@@ -233,6 +233,20 @@ def test_joined_pairs_are_those_of_trl() -> None:
         assert mask.tolist() == [start <= i and i > 0 for i in range(len(whole))]
 
 
+def test_a_tokenizer_that_ends_texts_itself_gives_a_joined_pair_one_end_token() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tokenizer_of(None)
+    end = int(tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|eos|>", special_tokens=[("<|eos|>", end)]
+    )
+    for completion in ("4", "4<|eos|>"):
+        turns = ({"role": "user", "content": "2 + 2 = "}, {"role": "assistant", "content": completion})
+        ids, mask = tokenize([Document(id="d", messages=turns, pair=True)], tokenizer, 100).window(0)
+        assert tokenizer.decode(ids[mask]) == "4<|eos|>"
+
+
 def test_copies_are_one_document_in_standard_errors() -> None:
     from forgetting.measuring.estimate import clustered_mean
 

@@ -83,6 +83,12 @@ class Chats:
         return ids[:-1] if len(ids) > 1 and ids[-1] == getattr(self.tokenizer, "eos_token_id", None) else ids
 
     @functools.cached_property
+    def _ends_texts(self) -> bool:
+        """Whether the tokenizer itself writes an end token after each text."""
+        ids = _ids(self.tokenizer, "a", special=True)
+        return bool(len(ids) > 1 and ids[-1] == getattr(self.tokenizer, "eos_token_id", None))
+
+    @functools.cached_property
     def wants_parts(self) -> bool:
         """Whether the template renders content only if it is a list of parts, as templates of vision models do."""
 
@@ -165,6 +171,7 @@ class Chats:
             self._note("the tokenizer has no end token: answers end without one")
         before = _ids(self.tokenizer, prompt, special=True)
         ids = _ids(self.tokenizer, prompt + completion + ("" if completion.endswith(end) else end), special=True)
+        ids = ids[:-1] if end and self._ends_texts else ids  # one end token is enough
         return ids, np.arange(len(ids)) >= _common(before, ids)
 
     def _masked(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
