@@ -241,6 +241,22 @@ def test_how_a_text_was_split_into_documents_is_reported(tmp_path: Path) -> None
     assert load_corpus(TextConfig(source=str(tmp_path / "s.txt"), documents="paragraphs")).notices == ()
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"title": "t", "text": "the article", "authors": ["Ann", "Bob"]}, ["the article"]),
+        ({"text": "the article", "authors": ["Ann"], "tags": ["x"]}, ["the article"]),
+        ({"version": 1, "data": [{"text": "one"}, {"text": "two"}]}, ["one", "two"]),
+        ({"text": ["one", "two"]}, ["one", "two"]),
+    ],
+)
+def test_a_json_object_is_a_row_if_it_has_a_text_of_its_own(
+    tmp_path: Path, content: object, expected: list[str]
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert [text for _, text in texts(tmp_path / "a.json")] == expected
+
+
 def test_lines_of_articles_are_read_until_there_are_enough_articles(tmp_path: Path) -> None:
     lines = ["\n", " = One = \n", "\n", " a \n", "\n", " = Two = \n", " b \n", " = Three = \n", " c \n"]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))

@@ -15,7 +15,7 @@ from typing import Any
 from .. import files
 from ..config.schema import TextConfig
 from ..errors import ForgettingError, UsageError
-from . import parquet
+from . import formats, parquet
 
 Row = dict[str, Any]
 SPACE = re.compile(r"\s")
@@ -150,16 +150,27 @@ def _json(path: Path, config: TextConfig) -> Iterator[Row]:
         return _jsonl(path, config)
     if isinstance(value, dict):
         lists = [key for key, item in value.items() if isinstance(item, list)]
-        if len(lists) > 1 and not {config.messages_column, "conversations", "chosen"} & set(lists):
+        is_row = not lists or _is_row(value, config)
+        if len(lists) > 1 and not is_row:
             raise UsageError(
                 f"{path}: an object with {len(lists)} lists ({', '.join(lists[:5])}); give an array of objects, or an "
                 "object with one list"
             )
-        is_row = not lists or {config.messages_column, "conversations", "chosen"} & set(lists)
         value = [value] if is_row else value[lists[0]]
     if not isinstance(value, list):
         raise UsageError(f"{path}: needs an array of objects, got {type(value).__name__}")
     return (_entry(item, number, path, config) for number, item in enumerate(value, start=1))
+
+
+def _is_row(value: Mapping[str, Any], config: TextConfig) -> bool:
+    """Whether an object is itself a row, such as an article with a list of authors, and does not contain the rows."""
+    if any(isinstance(value.get(name), list) for name in (config.messages_column, "conversations", "chosen")):
+        return True
+    try:
+        formats.recognise(config, [name for name, item in value.items() if not isinstance(item, list)])
+    except UsageError:
+        return False
+    return True
 
 
 def _is_object(line: str) -> bool:
