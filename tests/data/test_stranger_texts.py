@@ -20,6 +20,7 @@ from forgetting.errors import UsageError
     ("name", "content", "says"),
     [
         ("a.csv", "text,text\na,b\n", "column 'text' occurs 2 times in the header"),
+        ("a.csv", "text, text\na,b\n", "column 'text' occurs 2 times in the header"),
         ("a.csv", 'text\n"hello', 'a quote (") is opened'),
         (
             "a.jsonl",

@@ -231,7 +231,8 @@ def check_header(text: str, mark: str, path: Path) -> None:
     Raises:
         UsageError: a name is repeated.
     """
-    names = next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=mark), [])
+    header = next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=mark), [])
+    names = [name.strip() for name in header]
     if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
         raise UsageError(f"{path}: column '{twice[0]:.60}' occurs {names.count(twice[0])} times in the header")
 
