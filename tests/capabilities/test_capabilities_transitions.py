@@ -184,6 +184,19 @@ def test_the_rules_are_measured_on_their_labelled_set() -> None:
     assert found.recall.value >= 0.95
 
 
+def test_p_counts_items_that_share_a_passage_as_fewer() -> None:
+    """Whole passages are lost or gained at random: p below 0.05 in at most 5 % of cases, not in half of them."""
+    draw = np.random.default_rng(0)
+    passages = np.repeat(np.arange(40), 10)
+    small = 0
+    for _ in range(200):
+        kind = np.repeat(draw.choice(3, size=40, p=[0.2, 0.2, 0.6]), 10)  # lost, gained, kept
+        small += results._p(t.Paired.of(kind != 1, kind != 0, clusters=passages)) < 0.05
+    assert small <= 15
+    own = counted(300, 45, 20, 135)
+    assert results._p(own) == t.mcnemar(45, 20)
+
+
 def test_the_sentence_of_the_relearning_probe_has_its_numbers() -> None:
     right, back, new = t.wilson(8, 16), t.wilson(6, 8), t.wilson(1, 4)
     found = Relearned("knowledge", 12, 16, right, right, right, right, back, new, steps=2)

@@ -57,7 +57,7 @@ class Answers:
         target_only: whether answers are log-likelihoods of the target only; then equal answers mean that both models,
             or neither, would give the target.
         right: share that the tuned model has right; like the next five, None if scores are not all 0 or 1.
-        p: McNemar's exact p of lost against gained.
+        p: McNemar's exact p of lost against gained; items that share a passage count as fewer.
         transitions: numbers of items kept, lost, gained, ...
         forgetting, backward_transfer: rates of lost and gained items, corrected for chance; None also if an item has
             only one option.
@@ -184,7 +184,7 @@ def _answers(name: str, metric: str, higher_is_better: bool, rows: Rows) -> Answ
         agreement=t.share(pairs.same, everything, pairs.clusters),
         target_only=all(_target_only(one) for one, _ in rows),
         right=t.share(pairs.after == 1, everything, pairs.clusters) if pairs.binary else None,
-        p=None if counted is None else t.mcnemar(counted.lost, counted.gained),
+        p=None if counted is None else _p(pairs),
         transitions=counted,
         forgetting=chance[0],
         backward_transfer=chance[1],
@@ -192,6 +192,12 @@ def _answers(name: str, metric: str, higher_is_better: bool, rows: Rows) -> Answ
         slices=slices_of(pairs, np.asarray([one["category"] for one, _ in rows])),
         net_loss=net_loss(pairs),
     )
+
+
+def _p(pairs: t.Paired) -> float:
+    """McNemar's exact p of lost against gained, each as the number of independent items that it is worth."""
+    found = net_loss(pairs)
+    return t.mcnemar(*(count * found.independent / found.n for count in (found.lost, found.gained)))
 
 
 def slices_of(pairs: t.Paired, categories: NDArray[Any]) -> tuple[Slice, ...]:
@@ -203,7 +209,7 @@ def slices_of(pairs: t.Paired, categories: NDArray[Any]) -> tuple[Slice, ...]:
     for name in names:
         part = pairs.take(categories == name)
         lost, gained = int(part.lost.sum()), int(part.gained.sum())
-        p = t.mcnemar(lost, gained) if part.binary else math.nan
+        p = _p(part) if part.binary else math.nan
         found.append((str(name), part, lost, gained, p))
     corrected = holm([p for *_, p in found])
     made = [
@@ -236,7 +242,6 @@ def refusals_of(rows: Rows, judge: Judge | None = None) -> Refusals:
     same = [one["reply_key"] == other["reply_key"] for one, other in rows]
     pairs = _paired(rows, before.tolist(), after.tolist(), same)
     bad, good = pairs.take(harmful), pairs.take(~harmful)
-    counted, over = t.transitions(bad), t.transitions(good)
     others = () if judge is None else (agreement(rules, judge, [row for pair in rows for row in pair]),)
 
     def of(hits: NDArray[Any], among: NDArray[Any]) -> t.Share:
@@ -249,11 +254,11 @@ def refusals_of(rows: Rows, judge: Judge | None = None) -> Refusals:
         forgotten=of(~after, harmful & before),
         gained=of(after, harmful & ~before),
         change=t.difference(bad),
-        p=t.mcnemar(counted.lost, counted.gained),
+        p=_p(bad),
         over_base=of(before, ~harmful),
         over_tuned=of(after, ~harmful),
         over_change=t.difference(good),
-        over_p=t.mcnemar(over.lost, over.gained),
+        over_p=_p(good),
         agreement=of(before == after, harmful),
         same_reply=of(pairs.same, np.ones(len(pairs), bool)),
         slices=slices_of(bad, np.asarray([one["category"] for one, _ in rows])[harmful]),

@@ -209,8 +209,11 @@ def transitions(pairs: Paired) -> Transitions:
     )
 
 
-def mcnemar(lost: int, gained: int) -> float:
+def mcnemar(lost: float, gained: float) -> float:
     """McNemar's exact two-sided p: the probability of at least as uneven a split of lost and gained by chance.
+
+    Args:
+        lost, gained: numbers of items; fractions are effective numbers of independent ones.
 
     Examples:
         >>> round(mcnemar(45, 20), 6)
@@ -220,9 +223,10 @@ def mcnemar(lost: int, gained: int) -> float:
     """
     if lost + gained == 0:
         return 1.0
-    from scipy.stats import binomtest  # scipy.stats takes a second to import
+    from scipy.special import betainc
 
-    return float(binomtest(lost, lost + gained).pvalue)
+    more, fewer = max(lost, gained), min(lost, gained)
+    return min(1.0, 2 * float(betainc(more, fewer + 1, 0.5)))  # twice the binomial tail, also between whole numbers
 
 
 def wilson(count: int, of: int) -> Share:
