@@ -94,6 +94,11 @@ def test_safety_needs_both_sides(tmp_path: Path) -> None:
     (suite,) = make_suites(["safety"], Circumstances(False, tmp_path, harmful=str(prompts), harmless=str(prompts)))
     assert suite.kind == "refusals"
     assert len(suite.tasks) == 2
+    mine = lines(tmp_path / "safety_harmful.jsonl", {"prompt": "2 + 2?", "answer": "4"})  # its copy would be replaced
+    with pytest.raises(UsageError, match="suites: two would have the task 'safety_harmful'"):
+        make_suites(
+            [str(mine), "safety"], Circumstances(False, tmp_path / "x", harmful=str(prompts), harmless=str(prompts))
+        )
 
 
 def test_prompts_of_advbench_and_xstest_layout(tmp_path: Path) -> None:

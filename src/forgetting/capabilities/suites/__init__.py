@@ -79,6 +79,9 @@ def make_suites(names: Sequence[str], at: Circumstances, *, kept: bool = False) 
     repeated = [label for label in labels if labels.count(label) > 1]
     if repeated:
         raise UsageError(f"suites: '{repeated[0]}' occurs twice")
+    written = [task for suite in made if suite.local for task in suite.tasks]
+    if same := [Path(task).stem for task in written if written.count(task) > 1]:
+        raise UsageError(f"suites: two would have the task '{same[0]}'; give your file of items another name")
     if (at.harmful or at.harmless) and Safety.name not in labels:
         raise UsageError("harmful, harmless: prompts were given, but not the suite `safety`")
     return made
