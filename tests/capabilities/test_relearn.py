@@ -49,6 +49,8 @@ def test_items_of_one_passage_count_once_in_the_intervals(monkeypatch: pytest.Mo
         monkeypatch.setattr(relearn, name, lambda *_, made=made: made)
     monkeypatch.setattr(relearn, "_replies", lambda model, asking, prompts: ["yes"] * len(prompts))
     found = relearn._probe("mine", pairs, None, 2, _Asking(None, None, 64))
-    passages = len({one["cluster"] for one, _ in pairs if not relearn.in_probe_half(one["prompt"])})
+    halves = [{row["cluster"] for row in base if relearn.in_probe_half(row) == half} for half in (True, False)]
+    assert not halves[0] & halves[1]
+    passages = len(halves[1])
     assert found.returned.count == found.scored > 3 * passages
     assert found.returned.low == wilson(passages, passages).low

@@ -9,7 +9,7 @@ what so few steps teach anew.
 
 The probe trains a LoRA of rank 8 on all linear layers of a copy of the model (with the tuned model's adapters merged),
 on the base model's own right replies in the probe half. Items are assigned to the halves by the hash of their prompt,
-so the halves are always the same.
+or of their passage, so the halves are always the same and no passage is in both.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ class Relearned:
         )
 
 
-def in_probe_half(prompt: str) -> bool:
+def in_probe_half(row: Mapping[str, Any]) -> bool:
     """Whether an item belongs to the half that is trained on; else it is scored."""
-    return hashlib.sha256(f"relearn\0{prompt}".encode()).digest()[0] % 2 == 0
+    return hashlib.sha256(f"relearn\0{row['cluster'] or row['prompt']}".encode()).digest()[0] % 2 == 0
 
 
 def relearn(
@@ -145,12 +145,8 @@ def _probe(name: str, pairs: Any, subject: Any, steps: int, asking: _Asking) -> 
     """
     judged = pairs[0][0]["expect"] is not None
     rows = [(one, other) for one, other in pairs if not judged or one["expect"] == "refuse"]
-    taught = [
-        (one["prompt"], one["reply"])
-        for one, _ in pairs
-        if in_probe_half(one["prompt"]) and one["reply"] and _right(one)
-    ]
-    scored = [(one, other) for one, other in rows if not in_probe_half(one["prompt"])]
+    taught = [(one["prompt"], one["reply"]) for one, _ in pairs if in_probe_half(one) and one["reply"] and _right(one)]
+    scored = [(one, other) for one, other in rows if not in_probe_half(one)]
     if len(taught) < 2 or not scored:
         raise UsageError(f"relearn: {name}: the base model had too few items right to train on, or none is scored")
     prompts = [one["prompt"] for one, _ in scored]
