@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -279,3 +280,11 @@ def test_the_command(
     assert (tmp_path / row["folder"]).name == "small--small-tuned"
     code, _, err = run(server.url, server.url, *names)
     assert (code, err.splitlines()[-1]) == (2, "error: --base-model: only with --backend")
+
+
+@pytest.mark.parametrize("prompt", ["What is 2 + 2?", "[1, 2, 3]", "[]", '[{"a": 1}]'])
+def test_a_prompt_without_a_template_is_one_message_even_if_it_is_a_list_in_json(prompt: str) -> None:
+    from forgetting.capabilities.served_lm import as_messages
+
+    asked = json.loads(as_messages(SimpleNamespace(args=(prompt, {}))).arguments[0].prompt)
+    assert asked == [{"role": "user", "content": prompt}]

@@ -50,9 +50,10 @@ def as_messages(request: Any) -> Any:
     made = copy.copy(request)
     prompt = str(request.args[0])
     try:
-        held = isinstance(json.loads(prompt), list)
+        found = json.loads(prompt)
     except ValueError:
-        held = False
+        found = None
+    held = isinstance(found, list) and bool(found) and all(isinstance(m, dict) and "role" in m for m in found)
     text = prompt if held else json.dumps([{"role": "user", "content": prompt}], ensure_ascii=False)
     made.arguments = (JsonChatStr(text), *request.args[1:])
     return made
