@@ -186,6 +186,31 @@ def test_a_conversation_that_begins_with_an_answer_is_measured_from_the_next() -
     )
 
 
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("answer", ["Hi", "4"])
+def test_the_first_word_of_an_answer_is_a_target_if_its_token_has_the_prompts_last_space(
+    answer: str, trim: bool
+) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*letters, "Hi", "ĠHi"])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[("H", "i"), ("Ġ", "Hi")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.post_processor = processors.ByteLevel(trim_offsets=trim)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(["<|end|>"])
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=raw)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": answer})
+    ids, mask = tokenize([Document(id="d", messages=turns)], tokenizer, 100).window(0)
+    assert tokenizer.decode(ids[mask]) == {"Hi": " Hi<|end|>", "4": "4<|end|>"}[answer]
+
+
 def test_a_slow_tokenizer_finds_the_same_answers() -> None:
     """Without offsets of characters, answers are found by tokens."""
 

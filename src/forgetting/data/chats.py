@@ -175,13 +175,16 @@ class Chats:
         return ids, np.arange(len(ids)) >= _common(before, ids)
 
     def _masked(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
-        """Tokens of a text; those that begin in one of the character spans are answers."""
+        """Tokens of a text; those with a character in one of the spans are answers.
+
+        If the prompt ends with a space, the answer's first token may begin with that space.
+        """
         # the template writes the special tokens itself
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
+        starts, ends = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
         targets = np.zeros(len(starts), dtype=bool)
         for low, high in spans:
-            targets |= (starts >= low) & (starts < high)
+            targets |= (ends > low) & (starts < high)
         return np.asarray(encoded["input_ids"], dtype=np.int32), targets
 
     def _generated(self, document: Document, rendering: _Rendering) -> Encoded | None:
