@@ -340,6 +340,12 @@ def test_packed_files_are_read_by_line_and_have_the_name_without_suffixes(tmp_pa
     assert list(ProbeOptions(probe=[source]).texts(0)) == ["z"]
 
 
+def test_a_row_whose_first_column_is_empty_is_read_from_the_next(tmp_path: Path) -> None:
+    rows = [{"prompt": None, "question": "One?"}, {"prompt": "Two.", "question": None}, {"prompt": "", "question": " "}]
+    found = read_probe(ProbeConfig(probe=str(write(tmp_path / "p.jsonl", rows))))
+    assert [prompt.text for prompt in found] == ["One?", "Two."]
+
+
 def test_by_kind_gives_one_text_per_kind(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", [{"kind": "a b", "prompt": "x"}, {"kind": "c", "prompt": "y"}])
     assert list(by_kind("mine", ProbeConfig(probe=str(file)))) == ["mine-a-b", "mine-c"]

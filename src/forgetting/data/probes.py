@@ -245,15 +245,13 @@ def _in_small_letters(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...] | None:
     if not _blank(row.get("messages")):
         return _asked(row["messages"], where)
-    column = next((name for name in (*PROMPTS, *DIALOGUES) if name in row), None)
+    column = next((name for name in (*PROMPTS, *DIALOGUES) if not _blank(row.get(name))), None)
     if column is None:
-        if "messages" in row or all(map(_blank, row.values())):
+        if row.keys() & {"messages", *PROMPTS, *DIALOGUES} or all(map(_blank, row.values())):
             return None
         raise UsageError(f"{where}: no prompt; fields: {', '.join(map(str, row))[:200]}; give one of messages, "
                          f"{', '.join((*PROMPTS, *DIALOGUES))}, in any case")  # fmt: skip
     value = row[column]
-    if _blank(value):
-        return None
     if column == "conversations":
         messages = messages_of(value, where, column)
         return _asked(
