@@ -346,6 +346,13 @@ def test_a_row_whose_first_column_is_empty_is_read_from_the_next(tmp_path: Path)
     assert [prompt.text for prompt in found] == ["One?", "Two."]
 
 
+def test_an_answer_under_another_name_does_not_become_part_of_the_prompt(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "One?"}, {"role": "gpt", "content": "Alpha."}]
+    file = write(tmp_path / "p.jsonl", [{"messages": turns}])
+    with pytest.raises(UsageError, match="line 1: messages: role 'gpt'; write assistant, or give `conversations`"):
+        read_probe(ProbeConfig(probe=str(file)))
+
+
 def test_by_kind_gives_one_text_per_kind(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", [{"kind": "a b", "prompt": "x"}, {"kind": "c", "prompt": "y"}])
     assert list(by_kind("mine", ProbeConfig(probe=str(file)))) == ["mine-a-b", "mine-c"]

@@ -24,7 +24,7 @@ from ..config.schema import ProbeConfig, TextConfig
 from ..display.numbers import few, several, share_of
 from ..errors import ForgettingError, UsageError, did_you_mean
 from .chats import Chats
-from .formats import Document, empty_rows, joined, messages_of, with_system
+from .formats import ROLES, Document, empty_rows, joined, messages_of, with_system
 from .readers import check_header, check_words, column_mark, encodable
 from .readers import kind as file_kind
 from .sources import read_rows
@@ -288,6 +288,10 @@ def _asked(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     )
     if not fine:
         raise UsageError(f"{where}: messages: got {value!r:.60}; a list of {{role, content}} is needed")
+    for role in (turn["role"] for turn in value):
+        meant = ROLES.get(role.lower())
+        if meant in ("user", "assistant") and role != meant:  # an answer of another name would be part of the prompt
+            raise UsageError(f"{where}: messages: role '{role}'; write {meant}, or give `conversations` (ShareGPT)")
     messages = [{"role": turn["role"], "content": _said(turn["content"], where)} for turn in value]
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
