@@ -194,6 +194,22 @@ def _with_code(tiny_model: Path, folder: Path, planted: Path) -> Path:
     return folder
 
 
+def test_the_key_of_a_base_model_covers_its_code(
+    tiny_model: Path, tmp_path: Path, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise base targets that the code gave before it was changed would be compared with what it gives now."""
+    import transformers.dynamic_module_utils as modules
+
+    monkeypatch.setattr(modules, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = _with_code(tiny_model, tmp_path / "model", planted)
+    config = ModelConfig(source=str(model), trust_remote_code=True)
+    first, again = load_base(config), load_base(config)
+    (model / "evil.py").write_text((model / "evil.py").read_text() + "# changed\n")
+    changed = load_base(config)
+    assert first.key == again.key == first.reference_key != changed.key
+    assert first.revision == changed.revision
+
+
 def test_code_of_a_model_runs_only_with_its_flag_and_is_recorded(
     tiny_model: Path, tmp_path: Path, planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

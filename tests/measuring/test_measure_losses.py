@@ -209,6 +209,8 @@ def test_cache_is_used_mapped_and_keyed(tmp_path, monkeypatch):
         assert targets_room.targets_fingerprint(
             model, WINDOWS, other.get("key", "k"), other.get("batch_tokens", 64), other.get("rows")
         ) != (first.fingerprint)
+    monkeypatch.setattr(targets_room.transformers, "__version__", "another")  # its code of the model may differ
+    assert targets_room.targets_fingerprint(model, WINDOWS, "k", 64, None) != first.fingerprint
 
 
 def fingerprint_of(path):

@@ -238,6 +238,16 @@ def test_packed_parameters_are_counted_by_their_values(wide: Path, bits: int) ->
     assert base.reference_key == load_base(ModelConfig(source=str(wide))).key
 
 
+def test_weights_stored_in_8_bits_have_another_key_with_bits(tmp_path: Path, tiny_model: Path) -> None:
+    """With `bits`, all other weights are put in float32, so the base model's numbers differ."""
+    pytest.importorskip("bitsandbytes")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    quantised = load_base(ModelConfig(source=str(tiny_model), bits=8)).model
+    quantised.save_pretrained(tmp_path / "model")
+    keys = {load_base(ModelConfig(source=str(tmp_path / "model"), bits=bits)).key for bits in (None, 8)}
+    assert len(keys) == 2
+
+
 def test_measuring_does_not_change_4_bit_weights(wide: Path) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes repacks them if no gradient is needed."""
     pytest.importorskip("bitsandbytes")

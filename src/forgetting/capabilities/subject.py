@@ -88,9 +88,9 @@ class Subject:
 
 
 def content_key(folder: Path) -> str:
-    """A hash of the configuration and weights in a model or adapter folder."""
+    """A hash of the configuration, weights and Python code in a model or adapter folder."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors"), *folder.glob("*.py")]):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import nn
 
@@ -269,7 +270,8 @@ def targets_fingerprint(model: nn.Module, windows: Windows, key: str, batch_toke
 
 
 def _fingerprint(device: str, windows: Windows, key: str, batch_tokens: int, rows: int | None) -> str:
-    content = [FORMAT, key, windows.fingerprint(), batch_tokens, rows, device, torch.__version__]
+    content = [FORMAT, key, windows.fingerprint(), batch_tokens, rows, device]
+    content += [torch.__version__, transformers.__version__]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -25,7 +25,7 @@ class Base:
     Attributes:
         model: on its device, in eval mode, parameters frozen or not as transformers loads them.
         tokenizer: a fast one, with a pad token.
-        key: content key of weights, revision and dtype; equal keys mean equal base targets.
+        key: content key of weights, revision, dtype and a model's own code; equal keys mean equal base targets.
         revision: the Hub commit, or `sha256:...` of a local folder's weights.
         source: where it is; None for a model that was not loaded by name.
         notices: what was repaired or ignored while loading it.
@@ -41,7 +41,7 @@ class Base:
     @property
     def reference_key(self) -> str:
         """The key of the same model, in the same dtype, without quantisation."""
-        return key_of(self.revision, quantised.dtype_name(self.model).partition("-")[0])
+        return key_of(self.revision, quantised.dtype_name(self.model).partition("-")[0], self.model)
 
     def pinned(self, config: ModelConfig) -> ModelConfig:
         """The configuration, pinned to the commit that was loaded, so that loading it again gives the same model."""
@@ -82,13 +82,17 @@ def load_base(config: ModelConfig, source: Source | None = None, placement: Plac
     model, notices = load_model(config, source, placement)
     revision = source.content()
     tokenizer, found = _tokenizer(config, source)
-    key = key_of(revision, quantised.dtype_name(model))
+    dtype = quantised.dtype_name(model)
+    if config.bits is None and quantised.bits_of(model.config) is not None:
+        dtype += "-as-stored"  # with `bits`, `quantised.prepared` puts all other weights in float32
+    key = key_of(revision, dtype, model)
     return Base(model, tokenizer, key, revision, source, (*notices, *found))
 
 
-def key_of(revision: str, dtype: str) -> str:
+def key_of(revision: str, dtype: str, model: Any) -> str:
     """The content key of a base model; see `Base`."""
-    return f"{revision}/{dtype}"
+    code = sources.code_hash(type(model))
+    return f"{revision}/{dtype}" + (f"/code-{code[:32]}" if code else "")
 
 
 def load_model(

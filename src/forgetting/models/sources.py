@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -235,6 +236,17 @@ def folder_hash(folder: str) -> str:
     """A sha256 over the config and weights of a local folder; cached while the files are unchanged."""
     files = [Path(folder) / CONFIG, *sorted(Path(folder).glob("*.safetensors"))]
     return _hash(tuple((path, *_stamp(path)) for path in files))
+
+
+def code_hash(kind: type) -> str:
+    """A sha256 over the Python files of a model's class, if they came with the model; "" for a class of a library.
+
+    A folder's content (`folder_hash`) does not cover them, and a commit does not say whether they were used.
+    """
+    if not kind.__module__.startswith("transformers_modules."):
+        return ""
+    files = sorted(Path(inspect.getfile(kind)).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
