@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -340,6 +342,32 @@ def test_python_refusals(tiny_model, adapter):
         instrument.measure(None, biased, text=make_windows([20, 20]))
     with pytest.raises(UsageError, match="has token"):
         comparable.shared_rows(model, model, make_windows([20], vocabulary=1000).largest)
+
+
+def test_a_loaded_adapter_that_changed_its_base_is_refused_also_if_it_is_inactive():
+    windows = make_windows([20, 20])
+    changed = get_peft_model(make_model("phi"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"))
+    changed.add_adapter("second", LoraConfig(r=2, target_modules=["v_proj"]))
+    changed.set_adapter("second")
+    with pytest.raises(UsageError, match="'default': init_lora_weights='pissa' changes the base"):
+        instrument.measure(None, changed, text=windows)
+    for options in ({"kasa_config": {"beta": 1}}, {"init_lora_weights": "lora_ga"}):  # the oldest PEFT lacks these
+        with pytest.raises(UsageError, match=r"truncates the base|changes the base"):
+            comparable.check_live_adapter(SimpleNamespace(peft_config={"a": SimpleNamespace(**options)}))
+
+
+def test_a_loaded_base_model_with_an_adapter_inside_is_refused():
+    """`get_peft_model` changes the model that it is given; taken for the base, nothing would seem forgotten."""
+    windows, base = make_windows([20, 20]), make_model("phi")
+    adapter = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    merged = copy.deepcopy(adapter).merge_and_unload()
+    with pytest.raises(UsageError, match="contains an active adapter"):
+        instrument.measure(base, merged, text=windows)
+    found = instrument.measure(adapter, merged, text=windows)
+    assert "the base model is a PeftModel: it is measured with its adapters disabled" in found.notices
+    expected = instrument.measure(base, adapter, text=windows).forgetting.value
+    assert found.forgetting.value == pytest.approx(expected, abs=1e-5)
+    assert abs(expected) > 1e-4
 
 
 def test_commands_are_registered_functions():

@@ -20,9 +20,9 @@ from ..errors import ForgettingError, UsageError
 from . import adapters, causal, sources
 from .sources import Source
 
-ALTERING_INITS = ("pissa", "olora", "corda", "loftq")
-"""LoRA initialisations that subtract from the base weights what they put into the adapter. Disabling the adapter then
-does not give the base model (Meng et al. 2024, arXiv:2404.02948, eq. 4; PEFT's LoraConfig)."""
+ALTERING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of LoRA initialisations that subtract from the base weights what they put into the adapter. Disabling the
+adapter then does not give the base model (Meng et al. 2024, arXiv:2404.02948, eq. 4; PEFT's LoraConfig)."""
 SAMPLE_CHARACTERS = 20_000
 QUANTISED = re.compile(r"((-unsloth)?-bnb)?-([48]bit|int[48])$|-(gptq|awq)(-[48]bit|-int[48])?$")
 """Endings in names of quantised copies, such as `Llama-3.2-1B-unsloth-bnb-4bit`."""
@@ -31,19 +31,20 @@ TUNED = {"instruct", "it", "chat", "base", "pt", "sft", "dpo", "coder", "math", 
 
 
 def check_live_adapter(model: Any) -> None:
-    """Refuse a loaded PeftModel if disabling its adapters does not give the base model.
+    """Refuse a loaded PeftModel if disabling its adapters does not give the base model; inactive ones change it, too.
 
     Raises:
         UsageError: names the option that changed the base weights.
     """
-    for name in model.active_adapters:
-        config = model.peft_config[name]
+    for name, config in model.peft_config.items():
         bias = getattr(config, "bias", "none")
         init = getattr(config, "init_lora_weights", True)
         if bias != "none":
             why = f"bias='{bias}' trains the base model's own biases"
-        elif isinstance(init, str) and init.split("_")[0].lower() in ALTERING_INITS:
+        elif isinstance(init, str) and init.lower().startswith(ALTERING_INITS):
             why = f"init_lora_weights='{init}' changes the base model's weights"
+        elif getattr(config, "kasa_config", None):
+            why = "kasa_config truncates the base model's weights"
         elif getattr(config, "layer_replication", None):
             why = "layer_replication repeats the base model's layers"
         else:

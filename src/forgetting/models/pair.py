@@ -11,7 +11,7 @@ from torch import nn
 from ..config.bits import quantised as in_words
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import adapters, attaching, causal, comparable, loading, quantised, sources, weights
+from . import adapters, attaching, causal, comparable, loading, peft_internals, quantised, sources, weights
 from .loading import Base
 from .sources import Source
 from .tokenizer_files import TOKENIZER, read_tokenizer
@@ -125,10 +125,23 @@ def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
         # PEFT puts its layers into the base model itself; running that would run the tuned model.
         comparable.check_live_adapter(tuned_model)
         return Pair(tuned_model, tuned_model, tokenizer, None, ("its base model", type(tuned_model).__name__))
-    notices = comparable.architecture_notices(base_model, tuned_model)
+    notices = [*_base_notices(base_model), *comparable.architecture_notices(base_model, tuned_model)]
     return Pair(
         base_model, tuned_model, tokenizer, None, (type(base_model).__name__, type(tuned_model).__name__), None, notices
     )
+
+
+def _base_notices(base: Any) -> list[str]:
+    """A notice if a loaded base model is a PeftModel; refuses a base model with another model's adapter inside it."""
+    if adapters.is_peft(base):
+        comparable.check_live_adapter(base)
+        return ["the base model is a PeftModel: it is measured with its adapters disabled"]
+    if peft_internals.acts_in(base):
+        raise UsageError(
+            "the base model contains an active adapter: PEFT puts its layers into the model that it wraps, so this is "
+            "no longer the base model; load the base model again, or give the PeftModel as tuned and None as base"
+        )
+    return []
 
 
 def _check_live(tuned: Any, base: Any) -> None:

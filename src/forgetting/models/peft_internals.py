@@ -132,6 +132,11 @@ def adapted(module: Any) -> bool:
     return isinstance(module, nn.Module) and any(_switched(part) for part in module.modules())
 
 
+def acts_in(module: nn.Module) -> bool:
+    """Whether an adapter that is not disabled is on a module or inside it."""
+    return any(_switched(part) and not part.disable_adapters for part in module.modules())
+
+
 def acting(module: Any) -> Any:
     """The module used in place of one with an adapter on it; the module itself if both are used together."""
     while _switched(module):
