@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,6 +212,14 @@ def test_cache_is_used_mapped_and_keyed(tmp_path, monkeypatch):
         ) != (first.fingerprint)
     monkeypatch.setattr(targets_room.transformers, "__version__", "another")  # its code of the model may differ
     assert targets_room.targets_fingerprint(model, WINDOWS, "k", 64, None) != first.fingerprint
+
+
+def test_windows_before_the_first_target_may_be_empty():
+    windows = replace(WINDOWS, offsets=np.insert(WINDOWS.offsets, 0, 0), documents=np.insert(WINDOWS.documents, 0, 0))
+    assert len(windows.window(0)[0]) == 0
+    model = make_model("llama")
+    found = base_targets(model, windows, key="k", cache_dir=None, batch_tokens=64)
+    check(found.log_prob, targets_of(model).log_prob)
 
 
 def fingerprint_of(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,15 @@ def test_passages_line_up_with_their_tokens():
     assert passage.mean == pytest.approx(1.0)
 
 
+def test_an_empty_window_is_no_passage():
+    whole = make_windows([9, 17, 2])
+    offsets, documents = np.append(whole.offsets, 28), np.append(whole.documents, np.int32(2))
+    windows = replace(whole, offsets=offsets, documents=documents)
+    change = np.arange(windows.n_predicted, dtype=np.float32)
+    found = where(windows, change, np.zeros(windows.n_predicted, np.int64))
+    assert [(len(one.token_ids), one.mean) for one in found.passages] == [(17, 15.5), (9, 3.5)]
+
+
 def many(documents=400, seed=0):
     windows = make_windows([64] * documents, vocabulary=10)
     rng = np.random.default_rng(seed)
@@ -95,6 +105,20 @@ def test_a_tolerance_that_cannot_be_met_measures_everything_once():
     assert sorted(sampled.windows.documents.tolist()) == list(range(30))
     everything = until(windows, measure, "x", None, seed=0)
     assert everything.windows is windows
+
+
+def test_documents_without_a_target_are_not_drawn():
+    """A round of such documents only would be an error: nothing to measure."""
+    windows = make_windows([300] * 40 + [1] * 40)
+
+    def measure(part):
+        assert part.n_predicted
+        return {"x": np.arange(part.n_predicted, dtype=float)}
+
+    for seed in range(8):
+        sampled = until(windows, measure, "x", 1e-9, seed=seed)
+        assert sampled.complete
+        assert sorted(sampled.windows.documents.tolist()) == list(range(40))
 
 
 @pytest.mark.slow

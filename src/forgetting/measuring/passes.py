@@ -64,7 +64,8 @@ def runner(model: Any, windows: Windows) -> Runner:
     inner = model.get_base_model() if adapters.is_peft(model) else model
     device = next(inner.get_input_embeddings().parameters()).device
     device = device if device.type != "meta" else torch.device("cpu")
-    probe = torch.from_numpy(windows.window(0)[0][:PROBE_TOKENS].astype(np.int64))[None].to(device)
+    first = int(np.argmax(windows.targets > 0))  # the windows before it may be empty
+    probe = torch.from_numpy(windows.window(first)[0][:PROBE_TOKENS].astype(np.int64))[None].to(device)
     entry = sharding.calling(model, model if whole or sharding.is_sharded(model) else inner)
     together = sharding.is_sharded(model)
 

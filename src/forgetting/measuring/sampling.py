@@ -118,7 +118,8 @@ class _InOrder(ABC):
 class _OfWindows(_InOrder):
     def __init__(self, text: Windows, seed: int) -> None:
         self.text = text
-        self.by_document = np.argsort(text.documents, kind="stable")
+        with_target = np.flatnonzero(text.targets)
+        self.by_document = with_target[np.argsort(text.documents[with_target], kind="stable")]
         labels, self.starts = np.unique(text.documents[self.by_document], return_index=True)
         self.stops = np.append(self.starts[1:], len(self.by_document))
         self.counts = np.add.reduceat(text.targets[self.by_document], self.starts)
@@ -129,7 +130,7 @@ class _OfWindows(_InOrder):
 
     def windows(self, first: int, end: int) -> Windows:
         spans = [self.by_document[self.starts[i] : self.stops[i]] for i in self.order[first:end]]
-        return self.text.select(np.concatenate(spans))
+        return self.text.select(np.concatenate([np.zeros(0, np.int64), *spans]))
 
 
 class _OfTexts(_InOrder):

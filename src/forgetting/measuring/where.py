@@ -134,7 +134,7 @@ def _by_token(change: NDArray[Any], argmax: NDArray[Any], documents: NDArray[Any
 
 def _passages(windows: Windows, change: NDArray[Any], argmax: NDArray[Any]) -> list[Passage]:
     """The three windows that changed most, and the median one, among those at least half as long as the longest."""
-    counts = np.add.reduceat(windows.predicted.astype(np.int64), windows.offsets[:-1])
+    counts = windows.targets
     owner = np.repeat(np.arange(len(windows)), counts)
     means = np.bincount(owner, weights=change, minlength=len(windows)) / np.maximum(counts, 1)
     long = np.flatnonzero(counts >= max(1, int(counts.max()) // 2))
