@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -202,6 +204,56 @@ def test_a_resumed_run_knows_the_score_of_the_model_in_its_checkpoint(tmp_path, 
     with caplog.at_level(logging.WARNING, logger="forgetting"):
         rows(1e-9, resume=str(tmp_path / "checkpoint-4"))
     assert "no model inside the budget of 1e-09" in caplog.text, "the stored one is above the new budget"
+
+
+class Scripted(Trainer):
+    """Its evaluations give these losses, by step."""
+
+    losses: ClassVar = {}
+
+    def evaluation_loop(self, *args, **options):
+        found = super().evaluation_loop(*args, **options)
+        found.metrics["eval_loss"] = self.losses[self.state.global_step]
+        return found
+
+
+def scripted(folder, losses, callbacks, **options):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "max_steps": 8}
+    model = model_of("lora")
+    set_seed(1)
+    asked = arguments(folder, **STEPS | best | options)
+    trainer = Scripted(model, asked, train_dataset=Data(), eval_dataset=Data(4), callbacks=callbacks)
+    trainer.losses = losses
+    return trainer
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("budget", "step"), [(None, 4), (10, 6)])
+def test_the_best_evaluated_model_may_have_no_checkpoint(tmp_path, budget, step):
+    """The trainer then restores the best model that it saved; within a budget, our copy is that of the best step."""
+    _, seen = curve(tmp_path / "a", **STEPS)
+    callback = ForgettingCallback(WINDOWS, every=1, budget=budget)
+    trainer = scripted(tmp_path / "b", {2: 5.0, 4: 3.0, 6: 1.0, 8: 4.0}, [callback], save_steps=4)
+    trainer.train()
+    assert (trainer.state.best_global_step, callback.rows[-1]["step"]) == (6, step)
+    assert callback.rows[-1] == {**callback.rows[step], "kept": True}
+    assert equal(trainer, seen[step])
+
+
+@pytest.mark.full
+def test_a_run_resumed_at_its_best_model_restores_it(tmp_path):
+    losses = {2: 5.0, 4: 1.0, 6: 4.0, 8: 3.0}
+    scripted(tmp_path, losses, [ForgettingCallback(WINDOWS, budget=10), Stop(4)]).train()
+    callback = ForgettingCallback(WINDOWS, budget=10)
+    scripted(tmp_path, losses, [callback]).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert (callback.rows[-1]["step"], callback.rows[-1]["kept"]) == (4, True)
+
+
+@pytest.mark.full
+def test_an_evaluation_that_gives_nan_is_not_the_best(tmp_path):
+    callback = ForgettingCallback(WINDOWS, budget=10)
+    scripted(tmp_path, {2: math.nan, 4: 1.0, 6: 4.0, 8: 3.0}, [callback]).train()
+    assert (callback.rows[-1]["step"], callback.rows[-1]["kept"]) == (4, True)
 
 
 @pytest.mark.full

@@ -181,6 +181,9 @@ class ForgettingCallback(TrainerCallback):
         self._training = True
         self.seconds += time.perf_counter() - began
         forgetting = self._measure(args, state, control, model)
+        resumed_at_best = args.load_best_model_at_end and 0 < state.global_step == state.best_global_step
+        if resumed_at_best and self._kept is not None and self._kept.step == state.global_step:
+            self._kept.score = _score(args, state.best_metric)  # its checkpoint contains no second copy with a score
         if adapters.is_peft(model) and state.global_step == 0 and abs(forgetting) > IDENTITY:
             log.warning(
                 "the untrained adapter is not the identity: it differs from the base model by %.4f nats/token; "
@@ -208,8 +211,9 @@ class ForgettingCallback(TrainerCallback):
         if row["step"] != state.global_step:
             return
         metrics |= _numbers({f"eval_{OURS}{logged(name)}": value for name, value in _columns(row).items()})
-        if args.load_best_model_at_end and (value := metrics.get(f"eval_{_metric(args)}")) is not None:
-            self._keep(state, model, value if args.greater_is_better else -value)
+        value = metrics.get(f"eval_{_metric(args)}")
+        if args.load_best_model_at_end and value is not None and not math.isnan(value):
+            self._keep(state, model, _score(args, value))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Store the model to restore, if it is of an earlier step or has a score, in this step's checkpoint."""
@@ -226,7 +230,7 @@ class ForgettingCallback(TrainerCallback):
         model = adapters.unwrapped(kwargs["model"])
         step = state.global_step
         if args.load_best_model_at_end and state.best_model_checkpoint:
-            step = state.best_global_step
+            step = _step_of(state.best_model_checkpoint)
         elif self.rows[-1]["step"] != step:  # stopped between two measurements; it may be within the budget
             self._measure(args, state, control, model)
         if self._kept is not None and self._kept.step != step:
@@ -419,6 +423,16 @@ def _numbers(logs: Mapping[str, float | None]) -> dict[str, float]:
 def _metric(args: TrainingArguments) -> str:
     """The trainer's `metric_for_best_model` without the optional prefix `eval_`."""
     return (args.metric_for_best_model or "").removeprefix("eval_")
+
+
+def _score(args: TrainingArguments, metric: float) -> float:
+    """A value of the trainer's metric such that higher is better."""
+    return metric if args.greater_is_better else -metric
+
+
+def _step_of(checkpoint: str) -> int:
+    """The step of the trainer's folder `checkpoint-N`; the best evaluated step may have no checkpoint."""
+    return int(Path(checkpoint).name.rpartition("-")[2])
 
 
 def _asks_for_ours(args: TrainingArguments) -> bool:
