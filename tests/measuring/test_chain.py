@@ -150,7 +150,8 @@ def test_steps_that_change_nothing_are_exactly_zero(base: Path, corpora: Path) -
     assert "no step increases forgetting by more than its error" in found.sentence()
     assert "the step before at every token, exactly" in found.steps[1].notices[-1]
     few = forgetting.chain(base, [f"a={base}"], text=["the old river went ."] * 4, context=4, cache_dir=None)
-    assert math.isnan(few.p["a"])  # too few documents
+    assert math.isnan(few.p["a"])
+    assert few.sentence().startswith("1 document, too few to test the steps (at least 5); after all steps")
 
 
 @pytest.mark.full

@@ -81,6 +81,12 @@ def test_rows_are_those_of_measure_and_the_base_is_passed_once(
     assert render(curve).count('<circle class="') == 3
 
 
+def test_changes_on_too_few_documents_are_not_called_indistinguishable(tiny_model: Path, run: Path) -> None:
+    text = ["the old river went to the town . a smith sold iron ."] * 2 + ["the new boat came south ."]
+    curve = forgetting.measure_checkpoints(tiny_model, run, text=text, context=8)
+    assert curve.sentence().endswith("2 documents, too few to test the changes between checkpoints (at least 5)")
+
+
 def test_full_models_and_any_order(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     for step, scale in ((20, 1.0), (3, 0.02)):
         model = perturb(AutoModelForCausalLM.from_pretrained(tiny_model), scale)

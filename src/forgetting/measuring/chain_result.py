@@ -18,6 +18,7 @@ from . import quantities
 from .estimate import Mean, clustered_mean, holm
 from .measurement import Measurement
 from .profile import two_sided_p
+from .verdict import LEAST
 from .where import Where, where
 
 if TYPE_CHECKING:
@@ -115,6 +116,9 @@ class Chain(Result):
         """A sentence that says which step lost most."""
         most = self.lost_most
         total = f"{fixed(self.total.value)} ± {self.total.se_text} nats/token"
+        if not any(map(math.isfinite, self.p.values())):
+            documents = several(self.total.n_documents, "document")
+            return f"{documents}, too few to test the steps (at least {LEAST}); after all steps forgetting is {total}"
         if most is None:
             return f"no step increases forgetting by more than its error; after all steps it is {total}"
         part = f"{fixed(most.part.value)} ± {most.part.se_text}"

@@ -15,6 +15,7 @@ from .estimate import Mean, holm
 from .measurement import Measurement
 from .noise import Floor
 from .profile import two_sided_p
+from .verdict import LEAST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,12 +103,16 @@ class CheckpointCurve(Result):
         found = f"forgetting {_said(last.forgetting)} nats/token at step {last.step:,}"
         if most is not last:
             found += f"; the most, {_said(most.forgetting)}, at step {most.step:,}"
-        if corrected := self.p_holm:
-            changed = sum(p < LEVEL for p in corrected.values())
+        tested = [p for p in self.p_holm.values() if math.isfinite(p)]
+        if tested:
+            changed = sum(p < LEVEL for p in tested)
             found += (
-                f"; {changed} of {several(len(corrected), 'change')} between neighbouring checkpoints can be "
+                f"; {changed} of {several(len(tested), 'change')} between neighbouring checkpoints can be "
                 "distinguished from 0"
             )
+        elif self.p:
+            documents = several(last.forgetting.n_documents, "document")
+            found += f"; {documents}, too few to test the changes between checkpoints (at least {LEAST})"
         return found
 
     def remark(self, row: CheckpointRow) -> str:
