@@ -255,6 +255,22 @@ def test_adapters_that_change_their_base_are_refused(tmp_path, options, message)
         Trainer(model, arguments(tmp_path), train_dataset=Data(), callbacks=[ForgettingCallback(WINDOWS)]).train()
 
 
+def test_a_callback_of_two_trainers_logs_to_the_one_that_calls_it(tmp_path):
+    class Seen(TrainerCallback):
+        def __init__(self):
+            self.steps = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.steps += [state.global_step] if "forgetting/forgetting" in logs else []
+
+    callback, seen = ForgettingCallback(WINDOWS, every=2), [Seen(), Seen()]
+    for one in seen:
+        trainer = Trainer(model_of("lora"), arguments(tmp_path, max_steps=2), train_dataset=Data(), callbacks=[one])
+        trainer.add_callback(callback)
+        trainer.train()
+    assert [one.steps for one in seen] == [[0, 2], [0, 2]]
+
+
 def test_refusals():
     with pytest.raises(UsageError, match="every=0"):
         ForgettingCallback(WINDOWS, every=0)

@@ -134,16 +134,12 @@ class ForgettingCallback(TrainerCallback):
 
         return pd.DataFrame(self.rows)
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Find the trainer's callback handler, through which the trainer logs."""
-        self._logger = trainer_handler()
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the texts, compute the base targets, and measure the model before the first step."""
         began = time.perf_counter()
-        self._logger = trainer_handler() or self._logger  # it may have been added to another trainer since
+        self._logger = trainer_handler()  # of this trainer; the callback may have been in another before
         _check_metric(args, self.texts)
         _go_before_early_stopping(self, self._logger)
         _refuse_sharded(kwargs["model"])

@@ -89,15 +89,11 @@ class ForgettingController(TrainerCallback, ExportableState):
         """The state for the trainer's checkpoints."""
         return {"args": {}, "attributes": {"steering": None if self.steering is None else self.steering.state()}}
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Find the trainer's callback handler, through which its own logs go."""
-        self._logger = trainer_handler()
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse unsupported training, read the texts, and compute the base targets."""
-        self._logger = trainer_handler() or self._logger  # it may have been added to another trainer since
+        self._logger = trainer_handler()  # of this trainer; the callback may have been in another before
         model = adapters.unwrapped(kwargs["model"])
         _refuse(args, model)
         if state.max_steps < SHORTEST:
