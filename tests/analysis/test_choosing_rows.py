@@ -115,3 +115,29 @@ def test_repeated_options_are_combined_or_refused(tmp_path):
 def test_impossible_starts_are_refused(tmp_path, options, says):
     with pytest.raises(UsageError, match=says):
         run(tmp_path, *options)
+
+
+@pytest.mark.parametrize("chosen", [{"only": {"seed": 1}}, {"dataset": "d"}, {"from_step": 20}])
+@pytest.mark.parametrize("kind", [list, pd.DataFrame])
+def test_messages_count_the_rows_of_the_given_table(kind, chosen):
+    rows = [
+        {"run_id": f"{method}{seed}", "method": method, "seed": seed, "dataset": "ed"[seed], "step": step,
+         "finetune_loss": 2 - step / 100, "forgetting_loss": step / 100}
+        for seed in (0, 1) for method in ("lora", "full") for step in (10, 20, 40)
+    ]  # fmt: skip
+    rows[10]["finetune_loss"] = ""
+    given = {"dataset": "d", "bootstrap": 0} | chosen
+    (warning,) = [w for w in forgetting.fit(kind(rows), "linear", **given).warnings if "left out" in w]
+    assert "row 11, column 'finetune_loss': blank" in warning
+    rows[10]["finetune_loss"] = "high"
+    with pytest.raises(UsageError, match="row 11, column 'finetune_loss': 'high' is not a number"):
+        forgetting.fit(kind(rows), "linear", **given)
+    (failed,) = forgetting.fit(kind(rows), "linear", by="method", **given).to_dict()["failed"]
+    assert "row 11, column 'finetune_loss': 'high' is not a number" in failed["reason"]
+    if "from_step" not in chosen:
+        with pytest.raises(UsageError, match=r"row 11 \(run full1\), column 'finetune_loss': high where a finite"):
+            forgetting.compare(kind(rows), "lora", **chosen)
+    rows[11]["dataset"] = ""
+    for function in (forgetting.fit, forgetting.compare):
+        with pytest.raises(UsageError, match="row 12, column 'dataset': blank"):
+            function(kind(rows), only={"seed": 1})

@@ -23,8 +23,50 @@ MOST_CHOICES = 20
 _PADDED = re.compile(r"[+-]?0\d")
 """A text such as `01`, which is a name, not a number."""
 
+NUMBERED = "row numbers"
+"""Attribute of a DataFrame whose index has the row numbers of the table that was given."""
+
 Only = Mapping[str, Any]
 """By column, the value or values of which a row must have one."""
+
+
+class Part(dict[str, list[Any]]):
+    """Rows of a table of columns, which know their numbers in the table that was given.
+
+    Attributes:
+        numbers: [n] these numbers, from 0.
+    """
+
+    def __init__(self, columns: Mapping[str, list[Any]], numbers: Array) -> None:
+        super().__init__(columns)
+        self.numbers = numbers
+
+
+def part_of(table: Mapping[str, Any], at: Sequence[int] | Array) -> Part:
+    """The rows of a table of columns at these places, from 0; messages name them by their numbers in the whole."""
+    return Part({str(name): [cells[i] for i in at] for name, cells in table.items()}, row_numbers(table)[at])
+
+
+def with_column(table: Mapping[str, list[Any]], name: str, cells: list[Any]) -> Part:
+    """A table of columns with one column added or replaced."""
+    return Part({**table, name: cells}, row_numbers(table))
+
+
+def numbered(frame: Any) -> Any:
+    """A DataFrame whose rows, and parts of them, are named in messages by their numbers in it."""
+    out = frame.copy(deep=False)
+    out.index = range(len(out))
+    out.attrs[NUMBERED] = True
+    return out
+
+
+def row_numbers(table: Any) -> Array:
+    """[n] number of each row in the table that was given, from 0, also if this table is a part of it."""
+    if isinstance(table, Part):
+        return table.numbers
+    if hasattr(table, "columns"):
+        return np.asarray(table.index) if table.attrs.get(NUMBERED) else np.arange(len(table))
+    return np.arange(len(next(iter(table.values()), [])))
 
 
 def wanted(only: Only) -> dict[str, tuple[Any, ...]]:
@@ -158,8 +200,13 @@ def _choices(cells: Sequence[Any], keys: Sequence[Any]) -> list[str]:
     return listed[:MOST_CHOICES] + more
 
 
-def by_dataset(column: Any, label: str) -> dict[str, Array]:
-    """Row numbers of each data set, sorted by name; all under `label` if every cell is blank.
+def by_dataset(column: Any, label: str, numbers: Array) -> dict[str, Array]:
+    """Places of the rows of each data set, sorted by name; all under `label` if every cell is blank.
+
+    Args:
+        column: the column `dataset`.
+        label: name of the table.
+        numbers: [n] the rows' numbers for messages, from 0.
 
     Raises:
         UsageError: blank cells together with named ones.
@@ -169,6 +216,6 @@ def by_dataset(column: Any, label: str) -> dict[str, Array]:
     if blank.all():
         return {label: np.arange(len(code))}
     if blank[code].any():
-        at = int(np.flatnonzero(blank[code])[0])
+        at = int(numbers[np.flatnonzero(blank[code])[0]])
         raise UsageError(f"table '{label}', row {at + 1}, column 'dataset': blank; name the data set of every row")
     return {name: np.flatnonzero(code == i) for i, name in enumerate(names)}

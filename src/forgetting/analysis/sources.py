@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from forgetting.analysis.exports import normalise
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.laws import Law
-from forgetting.analysis.selection import Only
+from forgetting.analysis.selection import Only, numbered
 from forgetting.analysis.tables import later, read_tables, rows, split, split_frame
 from forgetting.config.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
 from forgetting.errors import UsageError
@@ -100,6 +100,7 @@ def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None,
     paths = paths_of(source)
     label = GIVEN if paths is None else paths[0].stem if len(paths) == 1 else "tables"
     table = given_table(source) if paths is None else _read(paths)
+    table = numbered(table) if is_frame(table) else table
     wider: dict[str, pd.DataFrame] = {}
     if set(column_names(table)) >= STUDY_COLUMNS:
         from forgetting.store.table import rows_to_fit
@@ -148,10 +149,10 @@ def _read(paths: Sequence[Path]) -> Any:
     return read_tables(paths)
 
 
-def _frame(table: Any) -> pd.DataFrame:
+def _frame(table: Any) -> Any:
     import pandas as pd
 
-    return table if is_frame(table) else pd.DataFrame(table)
+    return table if is_frame(table) else numbered(pd.DataFrame(table))
 
 
 def paths_of(source: Source) -> list[Path] | None:

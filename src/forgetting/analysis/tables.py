@@ -16,7 +16,7 @@ import numpy as np
 from forgetting import files
 from forgetting.analysis.exports import is_chart, join_charts, normalise, peft_table
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.selection import Only, by_dataset, chosen_rows, wanted
+from forgetting.analysis.selection import Only, by_dataset, chosen_rows, part_of, row_numbers, wanted
 from forgetting.analysis.table_files import (
     Table,
     from_objects,
@@ -107,11 +107,10 @@ def split(table: Table, label: str, only: Only, dataset: str | None = None) -> d
         UsageError: an unknown column or data set, or no row left.
     """
     at = _kept(table, list(table), label, only, dataset)
+    kept = part_of(table, at)
     if "dataset" not in table:
-        groups = {label: at}
-    else:
-        groups = {name: at[part] for name, part in by_dataset([table["dataset"][i] for i in at], label).items()}
-    return {name: {k: [cells[i] for i in part] for k, cells in table.items()} for name, part in groups.items()}
+        return {label: kept}
+    return {name: part_of(kept, part) for name, part in by_dataset(kept["dataset"], label, kept.numbers).items()}
 
 
 def split_frame(
@@ -132,7 +131,7 @@ def split_frame(
     frame = frame if len(kept) == len(frame) else frame.iloc[kept]
     if "dataset" not in frame:
         return {label: frame}
-    parts = by_dataset(frame["dataset"], label)
+    parts = by_dataset(frame["dataset"], label, row_numbers(frame))
     return {name: frame if len(part) == len(frame) else frame.iloc[part] for name, part in parts.items()}
 
 
@@ -166,7 +165,7 @@ def later(table: Table, step: float) -> Table:
     except (TypeError, ValueError):
         bad = next(i for i, v in enumerate(table["step"]) if not _is_number(v))
         raise UsageError(f"row {bad + 1}, column 'step': '{table['step'][bad]}' is not a number") from None
-    return {k: [cells[i] for i in keep] for k, cells in table.items()}
+    return part_of(table, keep)
 
 
 def _number(cell: Any) -> float:

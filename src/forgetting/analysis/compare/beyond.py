@@ -13,7 +13,7 @@ from forgetting.analysis.compare.reference import Reference
 from forgetting.analysis.compare.runs import number_in
 from forgetting.analysis.fit import Fit, fit_law, unfit
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.selection import is_blank
+from forgetting.analysis.selection import is_blank, part_of
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError
@@ -64,7 +64,7 @@ def beyond(table: Table, reference: Reference, start: float, fits: Mapping[str, 
     others = kept & ~mine
     if not mine.any() or not others.any():
         return []
-    made = fits if fits is not None else _fit(_take(table, mine))
+    made = fits if fits is not None else _fit(part_of(table, np.flatnonzero(mine)))
     out = []
     for law in LAWS:
         if law in made:
@@ -76,7 +76,7 @@ def beyond(table: Table, reference: Reference, start: float, fits: Mapping[str, 
 
 
 def _row(law: str, label: str, fit: Fit, table: Table, at: Array) -> Beyond | None:
-    part = _take(table, at)
+    part = part_of(table, np.flatnonzero(at))
     variables = {name: np.array(part[name], dtype=float) for name in fit.law_object.variable_names}
     measured = np.array(part["forgetting_loss"], dtype=float)
     whole = np.isfinite(measured) & np.all([np.isfinite(v) & (v > 0) for v in variables.values()], axis=0)
@@ -124,7 +124,3 @@ def _counts(table: Table, i: int, start: float) -> bool:
 
 def _label(table: Table, i: int) -> str:
     return str((table.get("label") or table.get("method") or [""] * rows(table))[i])
-
-
-def _take(table: Table, at: Array) -> Table:
-    return {name: [cells[i] for i in np.flatnonzero(at)] for name, cells in table.items()}

@@ -9,6 +9,7 @@ import numpy as np
 
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.named_runs import told_runs
+from forgetting.analysis.selection import row_numbers, with_column
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.display.numbers import several
@@ -30,11 +31,12 @@ def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
     """
     if any(str(cell).strip() not in ("", "nan", "None", "<NA>") for cell in table.get("run_id", ())):
         return table, []
-    every = [f"row {i + 1}" for i in range(rows(table))]
+    number = row_numbers(table)
+    every = [f"row {i + 1}" for i in number]
     alone = "the table has no column 'run_id': treating every row as a run"
     step = _numbers(table, "step")
     if not {"label", "method"} & set(table) or np.isnan(step).all():
-        return table | {"run_id": every}, [alone]
+        return with_column(table, "run_id", every), [alone]
     counted = np.array([_trained(table, i) for i in range(rows(table))], dtype=bool) & ~(step <= 0)
     at = np.flatnonzero(counted)
     told = told_runs(table, list(table), at, step[at])
@@ -43,13 +45,14 @@ def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
         run = told.names[told.code[np.flatnonzero(at == second)[0]]]
         steps = f"steps {step[first]:g} and {step[second]:g}"
         raise UsageError(
-            f"'{name}' has no column 'run_id', and rows {first + 1} and {second + 1}, {steps}, cannot be told apart as "
-            f"runs ({run}); name the run of every row in a column 'run_id'"
+            f"'{name}' has no column 'run_id', and rows {number[first] + 1} and {number[second] + 1}, {steps}, cannot "
+            f"be told apart as runs ({run}); name the run of every row in a column 'run_id'"
         )
     whole = told_runs(table, list(table), np.arange(rows(table)), step)
     ids = [whole.names[code] for code in whole.code]
     said = f"treating rows with the same {', '.join(whole.columns)} as one run"
-    return table | {"run_id": ids}, [f"the table has no column 'run_id': {said} ({several(len(told.names), 'run')})"]
+    note = f"the table has no column 'run_id': {said} ({several(len(told.names), 'run')})"
+    return with_column(table, "run_id", ids), [note]
 
 
 def _trained(table: Table, i: int) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from forgetting.analysis.compare.runs import with_runs
 from forgetting.analysis.laws.base import SIZES, Array, incomputable
-from forgetting.analysis.selection import GAP, cell_at, is_missing, rows_left_out
+from forgetting.analysis.selection import GAP, cell_at, is_missing, row_numbers, rows_left_out, with_column
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.display.numbers import few, several
@@ -228,9 +228,10 @@ def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
     if not gaps:
         return reader.table, []
     first, column = next(iter(gaps.items()))
-    named = cell_at(first, column, reader.table[column][first])
+    named = cell_at(reader.numbers[first], column, reader.table[column][first])
     states = [GAP if i in gaps else reader.status(i) for i in range(rows(reader.table))]
-    return {**reader.table, "status": states}, [rows_left_out(several(len(gaps), "row"), len(gaps), GAP, named)]
+    note = rows_left_out(several(len(gaps), "row"), len(gaps), GAP, named)
+    return with_column(reader.table, "status", states), [note]
 
 
 def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -290,6 +291,7 @@ class _Reader:
 
     def __init__(self, table: Table, name: str, axis: Axis, forgot: str, chosen: Sequence[bool] = ()) -> None:
         self.table, self.name, self.axis, self.forgot, self.chosen = table, name, axis, forgot, chosen
+        self.numbers = row_numbers(table)
         self.short = shortener(map(str, dict.fromkeys(table.get("mitigation", ()))))
 
     def text(self, column: str, i: int) -> str:
@@ -307,7 +309,7 @@ class _Reader:
     def needed(self, column: str, i: int) -> float:
         value = self.number(column, i)
         if not math.isfinite(value):
-            came, where = self.table[column][i], f"'{self.name}', row {i + 1} (run {self.run_id(i)})"
+            came, where = self.table[column][i], f"{self.row(i)} (run {self.run_id(i)})"
             raise UsageError(f"{where}, column '{column}': {came!s:.60} where a finite number is needed")
         return self.sized(column, i)
 
@@ -315,7 +317,7 @@ class _Reader:
         """A cell as a number, NaN if it is none; refused if it is too large or small to compute with."""
         value = self.number(column, i)
         if math.isfinite(value) and incomputable(np.array(value)):
-            raise UsageError(f"'{self.name}', row {i + 1}, column '{column}': {value:g} where {SIZES}")
+            raise UsageError(f"{self.row(i)}, column '{column}': {value:g} where {SIZES}")
         return value
 
     def status(self, i: int) -> str:
@@ -330,10 +332,14 @@ class _Reader:
         """Refuse rows without a run if other rows name theirs."""
         blank = [i for i in range(rows(self.table)) if not self.text("run_id", i).strip() and self.status(i) != GAP]
         if "run_id" in self.table and blank and len(blank) < rows(self.table):
-            raise UsageError(f"'{self.name}', row {blank[0] + 1}, column 'run_id': blank; name the run of every row")
+            raise UsageError(f"{self.row(blank[0])}, column 'run_id': blank; name the run of every row")
 
     def run_id(self, i: int) -> str:
-        return self.text("run_id", i) or f"row {i + 1}"
+        return self.text("run_id", i) or f"row {self.numbers[i] + 1}"
+
+    def row(self, i: int) -> str:
+        """A row for messages: `'news', row 3`."""
+        return f"'{self.name}', row {self.numbers[i] + 1}"
 
     def key(self, i: int, mitigation: str) -> Key:
         rank = self.number("rank", i)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from forgetting.analysis.laws.base import SIZES, Array, Variable, incomputable
 from forgetting.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Where:
+    """The table in messages.
+
+    Attributes:
+        name: its name.
+        numbers: [n] numbers of its rows, from 0, in the table that it is a part of.
+    """
+
+    name: str
+    numbers: Array
+
+    def __str__(self) -> str:
+        return self.name
+
+    def row(self, i: int) -> int:
+        """The number of a row for readers, from 1."""
+        return int(self.numbers[i]) + 1
 
 
 def is_numeric(column: Any) -> bool:
@@ -32,7 +53,7 @@ def _number(cell: Any) -> float:
     return float(cell)
 
 
-def numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
+def numbers(column: Any, name: str, rows: Array, where: Where, kind: Variable) -> Array:
     """The chosen rows of a column as floats, each of an allowed kind and size.
 
     Args:
@@ -51,12 +72,13 @@ def numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> 
         try:
             out[i] = _number(cell)
         except (TypeError, ValueError, OverflowError):
-            raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': '{cell!s:.60}' is not a number") from None
+            place = f"{where}, row {where.row(rows[i])}, column '{name}'"
+            raise UsageError(f"{place}: '{cell!s:.60}' is not a number") from None
     bad = ~kind.allows(out)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         cell = np.asarray(column, dtype=object)[rows[i]]
-        said = f"{where}, row {rows[i] + 1}, column '{name}': {cell} where {kind.allowed} is needed"
+        said = f"{where}, row {where.row(rows[i])}, column '{name}': {cell} where {kind.allowed} is needed"
         skip = first_step(out) if name == "step" and np.isfinite(out[i]) else None
         raise UsageError(said if skip is None else f"{said}; {skip} leaves out the rows before the first step")
     refuse_sizes(out, name, rows, where)
@@ -70,7 +92,7 @@ def first_step(steps: Array) -> str | None:
     return f"--from-step {first:g} (from_step={first:g})" if later.size else None
 
 
-def refuse_sizes(values: Array, name: str, rows: Array, where: str) -> None:
+def refuse_sizes(values: Array, name: str, rows: Array, where: Where) -> None:
     """Refuse numbers that are too large or too small to compute with (`incomputable`); NaN and infinities may pass.
 
     Args:
@@ -85,10 +107,10 @@ def refuse_sizes(values: Array, name: str, rows: Array, where: str) -> None:
     bad = incomputable(values) & np.isfinite(values)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {values[i]:g} where {SIZES}")
+        raise UsageError(f"{where}, row {where.row(rows[i])}, column '{name}': {values[i]:g} where {SIZES}")
 
 
-def loose(column: Any, name: str, rows: Array, where: str) -> Array:
+def loose(column: Any, name: str, rows: Array, where: Where) -> Array:
     """The chosen rows of an optional column as floats; NaN for cells that are not numbers.
 
     Raises:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit.cells import loose, numbers
+from forgetting.analysis.fit.cells import Where, loose, numbers
 from forgetting.analysis.fit.runs import RUN, columns_of_runs, find_runs
 from forgetting.analysis.laws.base import Array, Law, Variable
-from forgetting.analysis.selection import GAP, cell_at, coded, is_missing, rows_left_out
+from forgetting.analysis.selection import GAP, cell_at, coded, is_missing, row_numbers, rows_left_out
 from forgetting.display.numbers import few, several
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
@@ -41,7 +41,7 @@ class Data:
         columns: further columns that a fit can use (`rank`, `finetune_loss_se`, ...).
         warnings: sentences on what was left out and why, and on how runs were identified.
         iid: whether every row counts as a run because the user asked for it.
-        row: [n] number of each row in the table, from 0, or None.
+        row: [n] number of each row in the table that was given, from 0, or None.
         sampled_from: numbers of rows and runs that these rows are a sample of; None if these are all.
         by: the columns that define groups of runs; empty if runs are resampled one by one.
         inner: [n] the run of each row if runs are resampled in groups; else None.
@@ -162,14 +162,14 @@ def read_data(
             run has the same measurement twice; a number is too large or small; no row is left; or both `run` and
             `iid` were given.
     """
-    where = f"table '{label}'" if label else "table"
+    where = Where(f"table '{label}'" if label else "table", row_numbers(table))
     columns = dict(columns or {})
     needed = [*law.variable_names, *law.outputs]
     for name in columns:
         if name not in needed:
             raise UsageError(f"law '{law.called}' has no '{name}' to map a column to; {did_you_mean(name, needed)}")
     present = column_names(table)
-    by = columns_of_runs(run, present, where)
+    by = columns_of_runs(run, present, where.name)
     if iid and by != (RUN,):
         raise UsageError(f"give the column of runs ('{', '.join(by)}') or independent rows (iid), not both")
     rows, warnings = _done_rows(table, present, by)
@@ -192,10 +192,11 @@ def read_data(
     x, y = {name: got[name] for name in law.variable_names}, np.stack([got[name] for name in law.outputs])
     said = (*warnings, *gaps, *found.warnings)
     by = () if inner is None else by
-    return Data(x, y, se, codes, names, alone and not iid, extra, said, iid, rows, by=by, inner=inner)
+    row = where.numbers[rows]
+    return Data(x, y, se, codes, names, alone and not iid, extra, said, iid, row, by=by, inner=inner)
 
 
-def _refuse_absent(law: Law, sources: Mapping[str, str], present: Sequence[str], where: str) -> None:
+def _refuse_absent(law: Law, sources: Mapping[str, str], present: Sequence[str], where: Where) -> None:
     for name, column in sources.items():
         if column not in present:
             raise UsageError(
@@ -204,7 +205,7 @@ def _refuse_absent(law: Law, sources: Mapping[str, str], present: Sequence[str],
             )
 
 
-def _without_gaps(table: Any, needed: Sequence[str], rows: Array, where: str) -> tuple[Array, list[str]]:
+def _without_gaps(table: Any, needed: Sequence[str], rows: Array, where: Where) -> tuple[Array, list[str]]:
     """The rows without missing values in the required columns, and a warning about the others."""
     gap = {name: _gaps(table[name], rows) for name in needed}
     lost = np.logical_or.reduce(list(gap.values()))
@@ -212,7 +213,7 @@ def _without_gaps(table: Any, needed: Sequence[str], rows: Array, where: str) ->
         return rows, []
     first = int(np.flatnonzero(lost)[0])
     name = next(name for name in needed if gap[name][first])
-    named = cell_at(rows[first], name, np.asarray(table[name], dtype=object)[rows[first]])
+    named = cell_at(where.numbers[rows[first]], name, np.asarray(table[name], dtype=object)[rows[first]])
     if lost.all():
         raise UsageError(f"{where} has no row with a number in each of {', '.join(needed)} ({named})")
     count = int(lost.sum())
@@ -227,7 +228,7 @@ def _gaps(column: Any, rows: Array) -> Array:
     return np.array([is_missing(cell) for cell in np.asarray(column, dtype=object)[rows]], dtype=bool)
 
 
-def _useful(table: Any, present: list[str], rows: Array, where: str) -> dict[str, Array]:
+def _useful(table: Any, present: list[str], rows: Array, where: Where) -> dict[str, Array]:
     """Optional columns that are present: those of USEFUL, an index of each row's seed (or NaN), and the data set."""
     extra = {name: loose(table[name], name, rows, where) for name in USEFUL if name in present}
     if "seed" in present:
@@ -267,7 +268,7 @@ def _done_rows(table: Any, present: list[str], by: tuple[str, ...]) -> tuple[Arr
 
 
 def _standard_errors(
-    law: Law, table: Any, columns: Mapping[str, str], present: Sequence[str], rows: Array, where: str
+    law: Law, table: Any, columns: Mapping[str, str], present: Sequence[str], rows: Array, where: Where
 ) -> Array | None:
     """[O, n] of the outputs' `..._se` columns; None unless every output has one with only positive numbers."""
     names = [f"{columns.get(o, o)}_se" for o in law.outputs]

@@ -11,7 +11,7 @@ from forgetting.analysis.fit import show
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws.base import Law
-from forgetting.analysis.selection import cell_at, is_blank, rows_left_out
+from forgetting.analysis.selection import cell_at, is_blank, part_of, row_numbers, rows_left_out
 from forgetting.display.numbers import plain, several
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
@@ -188,16 +188,13 @@ def _parts(table: Any, by: Sequence[str], label: str) -> tuple[list[tuple[tuple[
     said = []
     if left:
         column, cell = next((name, t[left[0]]) for name, t in zip(by, cells, strict=True) if is_blank(t[left[0]]))
-        named = cell_at(left[0], column, cell)
+        named = cell_at(row_numbers(table)[left[0]], column, cell)
         if not places:
             raise UsageError(f"table '{label}' has no row that names its group ({named})")
         what = f"{several(len(left), 'row')} of '{label}'"
         said = [rows_left_out(what, len(left), "the group is not named", named)]
     frame = hasattr(table, "iloc")
-    parts = [
-        (key, len(at), table.iloc[at] if frame else {name: [table[name][i] for i in at] for name in present})
-        for key, at in _ordered(places).items()
-    ]
+    parts = [(key, len(at), table.iloc[at] if frame else part_of(table, at)) for key, at in _ordered(places).items()]
     return parts, said
 
 

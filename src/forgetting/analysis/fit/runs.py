@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit.cells import floats, is_numeric, loose
+from forgetting.analysis.fit.cells import Where, floats, is_numeric, loose
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.named_runs import IDENTIFYING, combined, told_runs
 from forgetting.analysis.selection import coded
@@ -56,7 +56,7 @@ def columns_of_runs(run: str | Sequence[str], present: Sequence[str], where: str
 
 
 def find_runs(
-    table: Any, by: tuple[str, ...], present: list[str], rows: Array, got: Mapping[str, Array], where: str
+    table: Any, by: tuple[str, ...], present: list[str], rows: Array, got: Mapping[str, Array], where: Where
 ) -> Runs:
     """The runs by the columns `by`; without a column of runs, by the columns that describe runs, if possible.
 
@@ -100,12 +100,12 @@ def _repeated(
     copies: tuple[int, int],
     by: tuple[str, ...],
     got: Mapping[str, Array],
-    where: str,
+    where: Where,
 ) -> str:
     """The message for two rows of one run with the same measurement."""
     first, second = (rows[i] for i in copies)
     what = "run and step" if "step" in present else "measurement"
-    said = f"{where}, rows {first + 1} and {second + 1} are the same {what} ({name})"
+    said = f"{where}, rows {where.row(first)} and {where.row(second)} are the same {what} ({name})"
     other = [
         column
         for column in present
@@ -122,9 +122,9 @@ def _repeated(
     )
 
 
-def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array], where: str) -> Runs:
+def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array], where: Where) -> Runs:
     """The runs of a table without `run_id`, identified by other columns if steps increase within each."""
-    copies = _copies(table, present, rows, got)
+    copies = _copies(table, present, rows, got, where)
     hint = ["if column 'run' says which rows belong to one run, give --run run (run='run')"] if "run" in present else []
     unknown = Runs((), rows, (*copies, *hint))
     if "step" not in present:
@@ -137,14 +137,14 @@ def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array],
     return Runs(told.names, told.code, (f"{said} ({count}); choose other columns of runs with --run COLUMN",))
 
 
-def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: str) -> None:
+def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: Where) -> None:
     """Refuse rows without a name of their run, because together they would look like one run."""
     # recognise pandas' missing value by its name, because comparing with it does not give a bool
     empty = np.array([text.strip() in ("", "nan", "None", "<NA>") for text in texts], dtype=bool)
     blank = rows[empty[code[rows]]]
     if blank.size:
         raise UsageError(
-            f"{where}, row {blank[0] + 1}, column '{name}': blank"
+            f"{where}, row {where.row(blank[0])}, column '{name}': blank"
             + (f", as in {several(len(blank) - 1, 'other row')}" if len(blank) > 1 else "")
             + "; name the run of every row, or leave the column out if every row is its own run"
         )
@@ -160,7 +160,7 @@ def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) 
     return bool((both[1:] != both[:-1]).all())
 
 
-def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, Array]) -> list[str]:
+def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, Array], where: Where) -> list[str]:
     """A warning if rows without a run are equal to an earlier row in every column of the table."""
     _, first, which = np.unique(np.stack(list(got.values())), axis=1, return_index=True, return_inverse=True)
     alike = np.flatnonzero(first[which.reshape(-1)] != np.arange(rows.size))
@@ -173,7 +173,7 @@ def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, A
     copies = [int(i) for i in alike if same(int(i))]
     if not copies:
         return []
-    pair = f"{rows[first[which.reshape(-1)[copies[0]]]] + 1} and {rows[copies[0]] + 1}"
+    pair = f"{where.row(rows[first[which.reshape(-1)[copies[0]]]])} and {where.row(rows[copies[0]])}"
     return [
         f"{len(copies)} row{'s are' if len(copies) > 1 else ' is'} the same as an earlier one in every column (rows "
         f"{pair}): treating them as separate replicates; remove them if they are duplicates"

@@ -16,6 +16,7 @@ from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.fit.runs import RUN
 from forgetting.analysis.laws import LAWS, Law
 from forgetting.analysis.laws.base import Array
+from forgetting.analysis.selection import Part, row_numbers
 from forgetting.errors import UsageError, did_you_mean
 
 AXES = ("trainable_params", "step", "N", "D", "X")
@@ -127,7 +128,9 @@ def r2_by(
     law, out = fit.law_object, {}
     inner, theta, _ = fit.model()
     for group in sorted(set(groups.tolist())):
-        part = {name: np.asarray(table[name], dtype=object)[groups == group] for name in present}
+        at = np.flatnonzero(groups == group)
+        cells: dict[str, Any] = {name: np.asarray(table[name], dtype=object)[at] for name in present}
+        part = Part(cells, row_numbers(table)[at])
         if "status" in part and DONE not in {str(s) for s in part["status"]}:
             continue
         out[group] = r2_of_rows(inner, read_data(law, part, columns=columns, label=group, whole=True), theta)
