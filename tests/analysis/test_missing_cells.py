@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 import forgetting
+from forgetting.analysis.compare import compare_tables
 from forgetting.analysis.fit import r2_by
+from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
 
 X = np.arange(1.0, 9)
@@ -73,3 +75,25 @@ def test_compare_leaves_them_out_as_well():
         assert got == want
     with pytest.raises(UsageError, match=r"row 6 \(run lora1\), column 'forgetting': inf where a finite number"):
         forgetting.compare(compared(forgetting="inf"), "lora")
+
+
+@pytest.mark.parametrize("blank", [None, float("nan"), pd.NA, "", " "])
+def test_a_blank_status_counts_as_finished_everywhere(blank):
+    rows = [row | {"forgetting_loss": 1 + row["forgetting"], "trainable_params": 5} for row in compared()]
+    want = forgetting.compare(rows, "lora").to_dict()
+    line = forgetting.fit(rows, "linear", bootstrap=0)
+    given = [row | {"status": blank} for row in rows]
+    for table in (given, pd.DataFrame(given)):
+        assert forgetting.compare(table, "lora").to_dict() == want
+        assert compare_tables({"table": from_records(given)}, "lora").to_dict() == want
+        fit = forgetting.fit(table, "linear", bootstrap=0)
+        assert (fit.parameters, fit.warnings) == (line.parameters, line.warnings)
+    some = [row | {"status": "done" if i else blank} for i, row in enumerate(rows)]
+    said = "1 row without a status counts as finished"
+    made = forgetting.compare(some, "lora").to_dict()
+    assert said in made["datasets"]["table"]["notes"]
+    assert made["datasets"]["table"]["contenders"] == want["datasets"]["table"]["contenders"]
+    assert made["beyond_the_reference"] == want["beyond_the_reference"]
+    assert said in forgetting.fit(some, "linear", bootstrap=0).warnings
+    failed = [row | {"status": "failed" if row["method"] == "full" else blank} for row in rows]
+    assert forgetting.fit(failed, "linear", bootstrap=0).n_points == 8

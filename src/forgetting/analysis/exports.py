@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from forgetting.analysis.selection import DONE, is_blank
 from forgetting.analysis.table_files import Table
 from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
@@ -133,7 +134,7 @@ def normalise(table: Table) -> Table:
     """Add our names for MLflow's and W&B's columns of runs, states, metrics and parameters.
 
     The columns also keep their own names, for use in a formula or `--map`. Values of `status` become lower case, and
-    `done` for a finished run.
+    `done` for a finished run; missing ones become empty.
 
     Raises:
         UsageError: two columns have the same name without `metrics.` or `params.`.
@@ -150,7 +151,9 @@ def normalise(table: Table) -> Table:
         if theirs in out and ours not in out and not is_chart(table):
             out[ours] = out[theirs]
     if "status" in out:
-        out["status"] = ["done" if str(s).lower() in FINISHED else str(s).lower() for s in out["status"]]
+        out["status"] = [
+            "" if is_blank(s) else DONE if str(s).lower() in FINISHED else str(s).lower() for s in out["status"]
+        ]
     return out
 
 

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.laws.base import Array
+from forgetting.display.numbers import several
 from forgetting.errors import UsageError, did_you_mean
 
 BLANK = ("", "nan", "none", "<na>", "nat")
 """Missing cells as text, in lower case."""
 MISSING = (*BLANK, "na", "n/a", "#n/a", "null")
 """The same, and other ways in which files write a missing number."""
+DONE = "done"
+"""Status of a finished run."""
 GAP = "a value is missing"
 """Why a row without a required number is left out."""
 MOST_CHOICES = 20
@@ -77,8 +80,8 @@ def wanted(only: Only) -> dict[str, tuple[Any, ...]]:
     """
     out = {}
     for name, given in only.items():
-        several = isinstance(given, list | tuple | set | frozenset | range | np.ndarray)
-        out[str(name)] = tuple(given) if several else (given,)
+        many = isinstance(given, list | tuple | set | frozenset | range | np.ndarray)
+        out[str(name)] = tuple(given) if many else (given,)
         if not out[str(name)]:
             raise UsageError(f"only['{name}']: it has no value")
     return out
@@ -88,6 +91,27 @@ def is_blank(cell: Any) -> bool:
     """Whether a cell is missing: None, NaN, pandas' NA, or an empty text."""
     # recognise pandas' missing value by its name, because comparing with it does not give a bool
     return str(cell).strip().lower() in BLANK
+
+
+def status_of(cell: Any) -> str:
+    """A cell of the column `status`; `done` if it is blank, as for tables without this column."""
+    return DONE if is_blank(cell) else str(cell)
+
+
+def finished(column: Any) -> Array:
+    """[n] whether each cell of a column `status` is that of a finished run."""
+    cells, codes = distinct(column)
+    return np.array([status_of(cell) == DONE for cell in cells], dtype=bool)[codes]
+
+
+def without_status(column: Any) -> list[str]:
+    """A sentence on the blank cells of a column `status`, as a list; an empty list if none or all are blank."""
+    cells, codes = distinct(column)
+    blank = np.array([is_blank(cell) for cell in cells], dtype=bool)[codes]
+    count = int(blank.sum())
+    if count in (0, blank.size):
+        return []
+    return [f"{several(count, 'row')} without a status {'counts' if count == 1 else 'count'} as finished"]
 
 
 def is_missing(cell: Any) -> bool:

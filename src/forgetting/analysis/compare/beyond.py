@@ -13,7 +13,7 @@ from forgetting.analysis.compare.reference import Reference
 from forgetting.analysis.compare.runs import number_in
 from forgetting.analysis.fit import Fit, fit_law, unfit
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.selection import is_blank, part_of
+from forgetting.analysis.selection import DONE, is_blank, part_of, status_of
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError
@@ -114,7 +114,7 @@ def _counts(table: Table, i: int, start: float) -> bool:
     alpha = number_in(cell("alpha"))
     step = number_in(cell("step"))
     return (
-        str(cell("status") or "done") == "done"
+        status_of(cell("status")) == DONE
         and is_blank(cell("mitigation"))
         and not alpha < 1
         and step > 0

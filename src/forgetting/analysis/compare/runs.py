@@ -9,7 +9,7 @@ import numpy as np
 
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.named_runs import told_runs
-from forgetting.analysis.selection import row_numbers, with_column
+from forgetting.analysis.selection import DONE, row_numbers, status_of, with_column
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.display.numbers import several
@@ -57,9 +57,9 @@ def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
 
 def _trained(table: Table, i: int) -> bool:
     """Whether a row was measured during the training of a finished run, not on interpolated weights."""
-    status = table["status"][i] if "status" in table else None
+    done = "status" not in table or status_of(table["status"][i]) == DONE
     alpha = number_in(table["alpha"][i]) if "alpha" in table else math.nan
-    return str(status or "done") in ("done", "nan") and not alpha < 1
+    return done and not alpha < 1
 
 
 def _numbers(table: Table, column: str) -> Array:

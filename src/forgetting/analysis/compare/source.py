@@ -11,7 +11,17 @@ import numpy as np
 
 from forgetting.analysis.compare.runs import with_runs
 from forgetting.analysis.laws.base import SIZES, Array, incomputable
-from forgetting.analysis.selection import GAP, cell_at, is_missing, row_numbers, rows_left_out, with_column
+from forgetting.analysis.selection import (
+    DONE,
+    GAP,
+    cell_at,
+    is_missing,
+    row_numbers,
+    rows_left_out,
+    status_of,
+    with_column,
+    without_status,
+)
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.display.numbers import few, several
@@ -19,7 +29,6 @@ from forgetting.display.paths import shortener
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
-DONE = "done"
 INTERPOLATION = "interpolation"
 DIRECTIONS = ("lower", "higher")
 FORGOTTEN = ("forgetting", "forgetting_loss", "soft_forgetting_loss", "kl", "agreement")
@@ -184,6 +193,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
             raise UsageError(f"'{name}' has no column '{column}', which a comparison needs; {known}")
     if not {"label", "method"} & set(table):
         raise UsageError(f"'{name}' has no column 'label' or 'method' to distinguish runs; it has {few(table)}")
+    unstated = without_status(table.get("status", ()))
     table, gaps = _without_gaps(_Reader(table, name, axis, forgot), start)
     table, named = with_runs(table, name)
     reader = _Reader(table, name, axis, forgot, chosen)
@@ -202,6 +212,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
     said = {UNASKED: "as the configuration no longer asks for them"}
     notes = (
         named
+        + unstated
         + gaps
         + [
             f"left out, {said.get(status, status)}: {few(sorted(r for r in left if left[r] == status))}"
@@ -322,7 +333,7 @@ class _Reader:
 
     def status(self, i: int) -> str:
         """The status of the row's run; `done` if the table does not say."""
-        return self.text("status", i) or DONE
+        return status_of(self.table["status"][i]) if "status" in self.table else DONE
 
     def gap(self, i: int) -> str:
         """The first required column whose cell says that there is no number; empty if there is none."""

@@ -12,12 +12,21 @@ import numpy as np
 from forgetting.analysis.fit.cells import Where, loose, numbers
 from forgetting.analysis.fit.runs import RUN, columns_of_runs, find_runs
 from forgetting.analysis.laws.base import Array, Law, Variable
-from forgetting.analysis.selection import GAP, cell_at, coded, is_missing, row_numbers, rows_left_out
+from forgetting.analysis.selection import (
+    DONE,
+    GAP,
+    cell_at,
+    coded,
+    is_missing,
+    row_numbers,
+    rows_left_out,
+    status_of,
+    without_status,
+)
 from forgetting.display.numbers import few, several
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
-DONE = "done"
 KEPT_ROWS = 5000
 """Most rows that a fit keeps for its chart."""
 SPARSE = 4
@@ -247,14 +256,14 @@ def _done_rows(table: Any, present: list[str], by: tuple[str, ...]) -> tuple[Arr
     if "status" not in present:
         return np.arange(count), []
     states, state = coded(table["status"])
-    done = np.array([name == DONE for name in states], dtype=bool)[state]
+    done = np.array([status_of(name) == DONE for name in states], dtype=bool)[state]
+    said = without_status(table["status"])
     if done.all():
-        return np.arange(count), []
+        return np.arange(count), said
     left = np.flatnonzero(~done)
     run = by[0] if len(by) == 1 else RUN
     names = [str(v) for v in np.asarray(table[run], dtype=object)[left]] if run in present else None
     named = sorted(set(zip(names, (states[s] for s in state[left]), strict=True))) if names else []
-    said = []
     unasked = [name for name, status in named if status == UNASKED]
     if unasked:
         runs = several(len(unasked), "run")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit.data import DONE, Data, column_names, read_data
+from forgetting.analysis.fit.data import Data, column_names, read_data
 from forgetting.analysis.fit.diagnostics import r2_of_rows
 from forgetting.analysis.fit.engine import fit_data
 from forgetting.analysis.fit.options import Options
@@ -16,7 +16,7 @@ from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.fit.runs import RUN
 from forgetting.analysis.laws import LAWS, Law
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.selection import Part, row_numbers
+from forgetting.analysis.selection import Part, finished, row_numbers
 from forgetting.errors import UsageError, did_you_mean
 
 AXES = ("trainable_params", "step", "N", "D", "X")
@@ -131,7 +131,7 @@ def r2_by(
         at = np.flatnonzero(groups == group)
         cells: dict[str, Any] = {name: np.asarray(table[name], dtype=object)[at] for name in present}
         part = Part(cells, row_numbers(table)[at])
-        if "status" in part and DONE not in {str(s) for s in part["status"]}:
+        if "status" in part and not finished(part["status"]).any():
             continue
         out[group] = r2_of_rows(inner, read_data(law, part, columns=columns, label=group, whole=True), theta)
     return out

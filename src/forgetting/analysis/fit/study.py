@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from forgetting.analysis.fit.data import DONE, USEFUL, column_names
+from forgetting.analysis.fit.data import USEFUL, column_names
 from forgetting.analysis.fit.engine import fit_law
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws import LAWS
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.selection import finished
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.store.axes import AXES, Axis
 
@@ -32,7 +34,7 @@ def fit_study(
 
     Args:
         table: one row per measurement, with the columns `dataset`, `run_id`, `status`, `step`, `trainable_params`,
-            `finetune_loss` and `forgetting_loss`; only rows with status `done` are fitted. It should contain the runs
+            `finetune_loss` and `forgetting_loss`; only rows of finished runs are fitted. It should contain the runs
             of one method, such as LoRA.
         along: for each law over an option of a mitigation (`replay`, `kl`), `table` with the runs that vary the option
             added, as from `rows_to_fit`.
@@ -54,20 +56,20 @@ def fit_study(
     datasets = table["dataset"].astype(str)
     for name in sorted(datasets.unique()):
         part = _of(table, datasets == name)
-        done = _of(part, part["status"] == DONE) if "status" in present else part
+        done = _of(part, finished(part["status"])) if "status" in present else part
         if not len(done):
             continue
         out[name] = _fit_dataset(part, done, name, seed, bootstrap)
         for law, wider in (along or {}).items():
             rows = _of(wider, wider["dataset"].astype(str) == name)
-            if not unfit(_of(rows, rows["status"] == DONE), AXES[law]):
+            if not unfit(_of(rows, finished(rows["status"])), AXES[law]):
                 out[name] |= _fit_along(law, rows, name, seed, bootstrap, out[name]["linear"])
     if not out:
         raise UsageError("the study has no finished run to fit")
     return out
 
 
-def _of(table: pd.DataFrame, rows: pd.Series[bool]) -> pd.DataFrame:
+def _of(table: pd.DataFrame, rows: pd.Series[bool] | Array) -> pd.DataFrame:
     """The chosen rows of a table; the table itself, without a copy, if these are all."""
     return table if rows.all() else table[rows]
 
@@ -98,7 +100,7 @@ def _fit_along(law: str, rows: pd.DataFrame, name: str, seed: int, bootstrap: in
     except ForgettingError as error:
         line.warnings.append(f"{law} was not fitted: {error}")
         return {}
-    seeds: Any = rows.loc[rows["status"] == DONE, "seed"].unique() if "seed" in rows else []
+    seeds: Any = rows.loc[finished(rows["status"]), "seed"].unique() if "seed" in rows else []
     if len(seeds) == 1:
         fit.warnings.append(
             f"all runs have seed {seeds[0]}, and so the same order of data: a run with another seed may lie outside "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forgetting.analysis.fit.data import DONE
+from forgetting.analysis.selection import finished
 from forgetting.store.axes import Axis
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _costs(table: pd.DataFrame) -> dict[str, Cost]:
     if not set(used) <= set(table):
         return {}
     used += [name for name in ("model_params",) if name in table]
-    done = table.loc[(table["status"] == DONE) & (table["step"] > 0), used]
+    done = table.loc[(table["step"] > 0) & finished(table["status"]), used]
     last = done.sort_values("step", kind="stable").groupby("run_id").tail(1)
     return {str(name): cost for name, runs in last.groupby("dataset") if (cost := _cost(runs)) is not None}
 

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from forgetting.analysis.fit import Estimate, Fit, fit_study
-from forgetting.analysis.fit.data import DONE
 from forgetting.analysis.fit.study import LEAST
 from forgetting.analysis.plan.cost import costs_of_table
 from forgetting.analysis.plan.design import OUTPUT, Design
 from forgetting.analysis.plan.frontier import measured_spread, plan_budget
 from forgetting.analysis.plan.measured import SMALL, Measured, measured_near
 from forgetting.analysis.plan.result import Choice, Plan
+from forgetting.analysis.selection import finished as are_finished
 from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError
 from forgetting.store.table import fitted_rows
@@ -184,7 +184,7 @@ class Runs:
 def finished(table: pd.DataFrame) -> Runs:
     """The finished runs of a study's table."""
     rows = fitted_rows(table)
-    rows = rows[rows["status"] == DONE]
+    rows = rows[are_finished(rows["status"])]
     last = rows.sort_values("step", kind="stable").groupby("run_id", sort=False).tail(1)
     done = tuple((int(rank), int(seed)) for rank, seed in zip(last["rank"], last["seed"], strict=True))
     whole = rows.assign(train_seconds=rows["train_seconds"] + rows["measure_seconds"])

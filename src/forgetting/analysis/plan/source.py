@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from forgetting.analysis.fit import LEAST_ROWS, Fit, fit_from_published, fit_study, load_fits, unfit
-from forgetting.analysis.fit.data import DONE
 from forgetting.analysis.laws import PUBLISHED
+from forgetting.analysis.selection import finished
 from forgetting.analysis.tables import SUFFIXES
 from forgetting.config.arguments import wrong_type
 from forgetting.display.commands import command
@@ -176,7 +176,7 @@ def _are_of(laws: Laws, path: Path) -> bool:
 
 def _parts(rows: Any) -> dict[str, Any]:
     """The rows of finished runs by data set, for data sets with at least LEAST_ROWS."""
-    rows = rows[rows["status"] == DONE]
+    rows = rows[finished(rows["status"])]
     return {str(name): part for name, part in rows.groupby("dataset") if len(part) >= LEAST_ROWS}
 
 
