@@ -108,3 +108,29 @@ def test_a_data_set_without_finished_runs_does_not_stop_the_comparison_of_others
     assert found.without["early"].startswith("'early' has no finished run to compare (left out, running: ")
     with pytest.raises(UsageError, match="'late' has no column 'forgetting_loss'"):
         compare_tables({"done": done, "late": from_records(table("forgetting"))}, "lora")
+
+
+@pytest.mark.parametrize("without", ["run_id", "seconds"])
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [(1e70, "1e[+]70 where 0 or a size"), (1e-70, "1e-70 where 0"), ("abc", "abc where a"), (math.inf, "inf where a")],
+)
+def test_an_impossible_step_is_named(without, step, why):
+    rows = table(without)
+    rows[2]["step"] = step
+    with pytest.raises(UsageError, match=rf"'d', row 3( \(run 4-0\))?, column 'step': {why}"):
+        contest(rows)
+
+
+def test_rows_without_a_number_do_not_stop_appendix_b():
+    rows = [row | {"trainable_params": 100.0 * row["rank"], "forgetting_loss": row["forgetting"]} for row in table()]
+    rows = [row for row in rows if row["rank"] != 64]
+    rows += [row | {"label": "full"} for row in rows if row["rank"] == 8]
+    rows = [{k: v for k, v in row.items() if k != "run_id"} for row in rows]
+    whole = compare_tables({"d": from_records(rows)}, "lora").beyond["d"]
+    rows[-1] |= {"finetune_loss": "", "step": rows[-2]["step"]}  # a row without a number is of no run
+    found = compare_tables({"d": from_records(rows)}, "lora").beyond["d"]
+    assert [row.rows for row in found] == [row.rows - 1 for row in whole]
+    rows[-2]["trainable_params"] = "unknown"
+    found = {row.law: row.rows for row in compare_tables({"d": from_records(rows)}, "lora").beyond["d"]}
+    assert found == {"linear": len(SEEDS) * STEPS - 1, "shifted_power": len(SEEDS) * STEPS - 2}

@@ -77,8 +77,8 @@ def beyond(table: Table, reference: Reference, start: float, fits: Mapping[str, 
 
 def _row(law: str, label: str, fit: Fit, table: Table, at: Array) -> Beyond | None:
     part = part_of(table, np.flatnonzero(at))
-    variables = {name: np.array(part[name], dtype=float) for name in fit.law_object.variable_names}
-    measured = np.array(part["forgetting_loss"], dtype=float)
+    variables = {name: np.array([*map(number_in, part[name])]) for name in fit.law_object.variable_names}
+    measured = np.array([*map(number_in, part["forgetting_loss"])])
     whole = np.isfinite(measured) & np.all([np.isfinite(v) & (v > 0) for v in variables.values()], axis=0)
     if not whole.any():
         return None

@@ -11,7 +11,6 @@ from forgetting.analysis.compare.contest import Contender, Contest, contest
 from forgetting.analysis.compare.pareto import Point
 from forgetting.analysis.compare.plane import own_looks, plane
 from forgetting.analysis.compare.reference import Reference, reference_of
-from forgetting.analysis.compare.runs import with_runs
 from forgetting.analysis.compare.show import beyond_shown, contender_row, contest_shown
 from forgetting.analysis.compare.source import Axis, NotComparedError, choose_axis, read_source
 from forgetting.analysis.compare.words import flat_words, line_words, reach, sentence
@@ -124,13 +123,12 @@ def compare_tables(
         axis = choose_axis(table, by, direction)
         chosen = chooses.rows(table) if chooses.where else ()
         try:
-            contests[name] = contest(read_source(table, name, axis, start=start, chosen=chosen), chooses, confidence)
+            source = read_source(table, name, axis, start=start, chosen=chosen)
+            contests[name] = contest(source, chooses, confidence)
         except NotComparedError as error:
             without[name] = str(error)
             continue
-        if rows := _beyond(
-            with_runs(table, name)[0], axis, chooses, start, None if fits is None else fits.get(name, {})
-        ):
+        if rows := _beyond(source.table, axis, chooses, start, None if fits is None else fits.get(name, {})):
             others[name] = rows
     if not contests:
         raise UsageError(*without.values())

@@ -132,12 +132,14 @@ class Source:
         axis: what is held equal.
         curves: runs by key, in key order; runs of one key have different seeds.
         notes: what was left out, and why.
+        table: all rows, with a column `run_id`, and with status GAP if they lack a required number.
     """
 
     name: str
     axis: Axis
     curves: dict[Key, list[Run]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    table: Table = field(repr=False)
 
     @property
     def labels(self) -> list[str]:
@@ -195,6 +197,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
         raise UsageError(f"'{name}' has no column 'label' or 'method' to distinguish runs; it has {few(table)}")
     unstated = without_status(table.get("status", ()))
     table, gaps = _without_gaps(_Reader(table, name, axis, forgot), start)
+    _Reader(table, name, axis, forgot).refuse_steps()
     table, named = with_runs(table, name)
     reader = _Reader(table, name, axis, forgot, chosen)
     members: dict[str, list[int]] = {}
@@ -226,7 +229,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
     if not runs:
         raise NotComparedError(f"'{name}' has no finished run to compare" + (f" ({notes[0]})" if notes else ""))
     told, unseeded = _without_seeds(runs)
-    return Source(name, axis, _grouped(told), notes + unseeded)
+    return Source(name, axis, _grouped(told), notes + unseeded, table)
 
 
 def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
@@ -320,7 +323,8 @@ class _Reader:
     def needed(self, column: str, i: int) -> float:
         value = self.number(column, i)
         if not math.isfinite(value):
-            came, where = self.table[column][i], f"{self.row(i)} (run {self.run_id(i)})"
+            came, run = self.table[column][i], self.text("run_id", i)
+            where = self.row(i) + (f" (run {run})" if run else "")
             raise UsageError(f"{where}, column '{column}': {came!s:.60} where a finite number is needed")
         return self.sized(column, i)
 
@@ -330,6 +334,12 @@ class _Reader:
         if math.isfinite(value) and incomputable(np.array(value)):
             raise UsageError(f"{self.row(i)}, column '{column}': {value:g} where {SIZES}")
         return value
+
+    def refuse_steps(self) -> None:
+        """Refuse a step of a finished run that is neither blank nor a number to compute with."""
+        for i in range(rows(self.table)) if "step" in self.table else ():
+            if self.status(i) == DONE and not is_missing(self.table["step"][i]):
+                self.needed("step", i)
 
     def status(self, i: int) -> str:
         """The status of the row's run; `done` if the table does not say."""
