@@ -231,6 +231,17 @@ def test_wandb_charts_and_the_runs_table_are_joined(tmp_path):
         read_tables([paths[0], write(tmp_path, "less.csv", RUNS.replace("r16,", "r32,"))])
 
 
+def test_a_run_s_last_value_does_not_fill_the_gaps_of_a_chart(tmp_path):
+    losses = write(tmp_path, "loss.csv", "Step,r8 - loss\n10,2.0\n20,1.5\n30,1.2\n")
+    forgetting_ = write(tmp_path, "forgetting.csv", "Step,r8 - forgetting\n20.0,0.2\n")
+    runs = write(tmp_path, "runs.csv", "Name,State,rank,loss,forgetting\nr8,finished,8,1.2,0.9\n")
+    for paths in ([losses, forgetting_], [losses, forgetting_, runs]):
+        table = read_tables(paths)
+        assert table["loss"] == ["2.0", "1.5", "1.2"]
+        assert table["forgetting"] == [None, "0.2", None]
+    assert table["rank"] == ["8"] * 3
+
+
 def test_what_a_chart_cannot_tell_is_refused(tmp_path):
     chart = write(tmp_path, "t.csv", CHART_T)
     twice = write(tmp_path, "runs.csv", RUNS + "r8,crashed,999,5\n")

@@ -166,6 +166,9 @@ def is_chart(table: Table) -> bool:
 def join_charts(charts: Sequence[Table], runs: Sequence[Table]) -> Table:
     """Join W&B charts into one table, one row per run and step, with the columns of the runs table repeated.
 
+    A column of the runs table that is also a metric of a chart is left out: it has each run's last value, which would
+    fill the steps at which the chart has none.
+
     Args:
         charts: exports of charts, with columns `RUN - METRIC`; their `__MIN` and `__MAX` columns are left out.
         runs: exports of the runs table, joined by the run's name.
@@ -175,7 +178,8 @@ def join_charts(charts: Sequence[Table], runs: Sequence[Table]) -> Table:
             run is not in the runs table.
     """
     about = _by_name(runs)
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str | float], dict[str, Any]] = {}
+    charted: set[str] = set()
     for table in charts:
         names = list(table)
         if not STEP.search(names[0]):
@@ -186,15 +190,25 @@ def join_charts(charts: Sequence[Table], runs: Sequence[Table]) -> Table:
             parts = _CHART.match(name)
             if parts is None or parts["band"]:
                 continue
+            charted.add(parts["metric"])
             for step, cell in zip(table[names[0]], table[name], strict=True):
                 if cell not in ("", None):
-                    row = found.setdefault((parts["run"], str(step)), {"run_id": parts["run"], "step": step})
+                    row = found.setdefault((parts["run"], _step(step)), {"run_id": parts["run"], "step": step})
                     row[parts["metric"]] = cell
     if runs:
         missing = sorted({run for run, _ in found} - set(about))
         if missing:
             raise UsageError(f"run '{missing[0]}' of a chart is not in the export of the runs table")
+    about = {name: {k: v for k, v in row.items() if k not in charted} for name, row in about.items()}
     return from_records([about.get(row["run_id"], {}) | row for row in found.values()])
+
+
+def _step(cell: Any) -> str | float:
+    """A step to join charts by: a number, which one chart may write as `20` and another as `20.0`; else its text."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return str(cell)
 
 
 def _by_name(runs: Sequence[Table]) -> dict[str, dict[str, Any]]:
