@@ -327,6 +327,16 @@ def test_runs_of_several_tables_stay_separate(tmp_path):
         read_tables([])
 
 
+def test_runs_of_tables_with_one_name_stay_separate_and_blank_ones_blank(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    paths = [write(tmp_path, f"{name}/log.csv", GOOD) for name in ("a", "b")]
+    table = read_tables(paths)
+    assert table["run_id"] == [f"{path}/{run}" for path in paths for run in "aab"]
+    blank = write(tmp_path, "blank.csv", GOOD.replace("\nb,", "\n,"))
+    assert read_tables([paths[0], blank])["run_id"][-1] == ""
+
+
 def test_rows_are_chosen_by_value_and_step():
     table = {"method": ["lora", "ia3", "lora"], "step": ["10", "20", "30"], "dataset": ["x", "x", "y"]}
     assert split(table, "t", {"method": "lora"})["y"]["step"] == ["30"]

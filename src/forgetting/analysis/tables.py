@@ -7,6 +7,7 @@ read; the fit converts them to numbers, and names the row and column of a cell t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 from forgetting import files
 from forgetting.analysis.exports import is_chart, join_charts, normalise, peft_table
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.selection import Only, by_dataset, chosen_rows, part_of, row_numbers, wanted
+from forgetting.analysis.selection import Only, by_dataset, chosen_rows, is_blank, part_of, row_numbers, wanted
 from forgetting.analysis.table_files import (
     Table,
     from_objects,
@@ -55,10 +56,12 @@ def read_tables(paths: Sequence[str | Path]) -> Table:
         return join_charts(charts, [t for _, t in tables if not is_chart(t)])
     if len(tables) == 1:
         return tables[0][1]
+    stems = Counter(path.stem for path, _ in tables)
     for path, table in tables:
         # a study's runs have unique names, which reveal the same rows in two tables
         if "run_id" in table and "measure_start" not in table:
-            table["run_id"] = [f"{path.stem}/{v}" for v in table["run_id"]]
+            name = path.stem if stems[path.stem] == 1 else str(path)
+            table["run_id"] = [v if is_blank(v) else f"{name}/{v}" for v in table["run_id"]]
     return stack([t for _, t in tables])
 
 
