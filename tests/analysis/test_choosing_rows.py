@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 import forgetting
+from forgetting.analysis.compare.reference import reference_of
 from forgetting.analysis.tables import split, split_frame
 from forgetting.cli import laws
 from forgetting.errors import UsageError
@@ -41,6 +42,22 @@ def test_numbers_and_booleans_are_compared_by_value_and_several_values_are_combi
     assert picked(tokens="8e5") == [0, 1]
     assert picked(id="1") == [0]  # 01 and 001 are different names
     assert picked(model=["a", "c"], rank=8) == [0, 4]
+
+
+def test_long_whole_numbers_are_compared_exactly():
+    names = [1764246000000000001, 1764246000000000002]
+    for cells in (names, [str(name) for name in names]):
+        rows = {"run_id": [str(cell) for cell in cells for _ in range(3)], "rank": [float(i) for i in range(6)]}
+        rows |= {"id": [cell for cell in cells for _ in range(3)]}
+        assert split(rows, "t", {"id": cells[1]})["t"]["rank"] == [3, 4, 5]
+        assert reference_of({"id": cells[1]}, {"t": rows | {"label": ["a"] * 6}}).rows(rows) == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("blank", [None, float("nan"), pd.NA, ""])
+def test_a_reference_is_chosen_by_blank_cells(blank):
+    table = {"label": ["a"] * 3, "mitigation": ["kl", blank, "replay"]}
+    for value in (None, float("nan"), ""):
+        assert reference_of({"mitigation": value}, {"t": table}).rows(table) == [False, True, False]
 
 
 @pytest.mark.parametrize("blank", [None, float("nan"), pd.NA, ""])

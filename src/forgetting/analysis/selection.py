@@ -25,6 +25,9 @@ MOST_CHOICES = 20
 """How many values of a column a message lists."""
 _PADDED = re.compile(r"[+-]?0\d")
 """A text such as `01`, which is a name, not a number."""
+_WHOLE = re.compile(r"[+-]?\d{1,400}")
+EXACT = 2**53
+"""Whole numbers from here on may be equal to others as floats, such as the names of runs by time."""
 
 NUMBERED = "row numbers"
 """Attribute of a DataFrame whose index has the row numbers of the table that was given."""
@@ -190,7 +193,7 @@ def coded(column: Any) -> tuple[list[str], Array]:
 def _reader(cells: Sequence[Any]) -> Any:
     """A function that converts cells of a column, and values to find in it, so that they can be compared."""
     full = [cell for cell in cells if not is_blank(cell)]
-    if full and all(_as_number(cell) is not None for cell in full):
+    if full and all(as_number(cell) is not None for cell in full):
         return _number_or_text
     if full and all(str(cell).strip().lower() in ("true", "false") for cell in full):
         return lambda cell: "" if is_blank(cell) else str(cell).strip().lower()
@@ -200,14 +203,16 @@ def _reader(cells: Sequence[Any]) -> Any:
 def _number_or_text(cell: Any) -> Any:
     if is_blank(cell):
         return ""
-    number = _as_number(cell)
+    number = as_number(cell)
     return str(cell).strip() if number is None else number
 
 
-def _as_number(cell: Any) -> float | None:
-    """A cell as a number; None for true and false, and for texts such as `01`."""
+def as_number(cell: Any) -> float | int | None:
+    """A cell as a number; None for true and false, and for texts such as `01`. Whole numbers stay exact."""
     if isinstance(cell, bool | np.bool_) or (isinstance(cell, str) and _PADDED.match(cell.strip())):
         return None
+    if (whole := _WHOLE.fullmatch(str(cell).strip())) and abs(int(whole[0])) >= EXACT:
+        return int(whole[0])
     try:
         number = float(cell)
     except (TypeError, ValueError, OverflowError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forgetting.analysis.compare.source import Key, Run
+from forgetting.analysis.selection import as_number, is_blank
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError, did_you_mean
@@ -125,12 +126,10 @@ def _has(table: Table, i: int, column: str, values: Sequence[str]) -> bool:
 
 
 def _same(cell: Any, value: str) -> bool:
-    """Whether a cell equals a value given as text: the same text ignoring case, or the same number."""
-    if cell is None:
-        return value.lower() in ("", "none")
-    if str(cell).lower() == value.lower():
+    """Whether a cell equals a value given as text: both blank, the same text ignoring case, or the same number."""
+    if is_blank(cell) or is_blank(value):
+        return is_blank(cell) and is_blank(value)
+    if str(cell).strip().lower() == value.strip().lower():
         return True
-    try:
-        return not isinstance(cell, bool) and float(cell) == float(value)
-    except (TypeError, ValueError):
-        return False
+    number = as_number(cell)
+    return number is not None and number == as_number(value)
