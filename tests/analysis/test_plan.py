@@ -363,6 +363,18 @@ def test_plans_refuse_values_out_of_range(arguments, says):
         plan_budget(fit_from_published(NAMES[0]), arguments.pop("budget"), **arguments)
 
 
+@pytest.mark.parametrize("wrong", [0, -1, np.nan, np.inf])
+def test_parameters_of_a_rank_are_positive(wrong):
+    for function, given in ((forgetting.plan, {"budget": 0.85}), (forgetting.predict, {"ranks": 8, "steps": 50})):
+        with pytest.raises(UsageError, match=r"params_per_rank \(--params-per-rank\): got .*; give a positive number"):
+            function(NAMES[0], **given, params_per_rank=wrong)
+
+
+def test_a_rank_given_twice_is_not_compared_with_itself():
+    once, twice = (plan_budget(fit_from_published(NAMES[0]), 0.85, ranks=ranks) for ranks in ([8], [8, 8.0]))
+    assert twice.to_dict() == once.to_dict()
+
+
 def test_plans_refuse_other_laws_and_unknown_ranks():
     with pytest.raises(UsageError, match="needs law 'shifted_power'"):
         plan_budget(fit_from_published("besiroglu2024/chinchilla"), 0.1)

@@ -320,7 +320,7 @@ def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mappi
         floor = name == "floor"
         if value is not None and not (np.isfinite(value) and (value >= 0 if floor else value > 0)):
             raise UsageError(f"{name}: got {value}; give a {'number from 0 up' if floor else 'positive number'}")
-    if target_loss is not None and not target_loss > 0:
+    if target_loss is not None and not (np.isfinite(target_loss) and target_loss > 0):
         raise UsageError(f"target_loss: got {target_loss}; give a positive number of nats/token")
     if ranks is not None and params is not None:
         raise UsageError("give ranks or trainable parameters (params), not both")
@@ -355,9 +355,12 @@ def _grid(
     """Arguments for the grid of ranks or parameters, and the model's number of parameters if it was counted.
 
     Raises:
-        UsageError: `targets` without a model, both `per_rank` and a model, or a model that cannot be counted.
+        UsageError: `targets` without a model, both `per_rank` and a model, a `per_rank` that is not positive, or a
+            model that cannot be counted.
     """
     counted = None
+    if per_rank is not None and not (np.isfinite(per_rank) and per_rank > 0):
+        raise UsageError(f"params_per_rank (--params-per-rank): got {per_rank}; give a positive number")
     if model is None and targets:
         raise UsageError("target_modules: needs a model to count parameters in (model=, --model)")
     if model is not None:

@@ -99,7 +99,7 @@ def rank_grid(
         if values is not None and (not len(values) or min(values) <= 0):
             raise UsageError(f"{name} {', '.join(str(v) for v in values) or '(none)'}: give positive numbers")
     if params is not None:
-        return _sized([(None, float(p)) for p in params])
+        return _sized([(None, float(p)) for p in dict.fromkeys(params)])
     scale = per_rank if per_rank is not None else fit.diagnostics.get("params_per_rank")
     low, high = fit.measured_range["trainable_params"]
     if scale is None:
@@ -113,7 +113,7 @@ def rank_grid(
         first = int(np.ceil(np.log2(low / scale) - 1e-9))
         last = int(np.floor(np.log2(high / scale) + 1e-9))
         ranks = [2.0**k for k in range(first, last + 1)] or [low / scale]
-    return _sized([(float(r), float(r) * float(scale)) for r in ranks])
+    return _sized([(float(r), float(r) * float(scale)) for r in dict.fromkeys(ranks)])
 
 
 def _sized(grid: list[tuple[float | None, float]]) -> list[tuple[float | None, float]]:
