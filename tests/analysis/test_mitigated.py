@@ -295,6 +295,7 @@ def test_a_plan_reports_what_it_cannot_answer(fits: dict[str, Fit]) -> None:
     assert ample.best.replay_fraction == 0
     assert any("replay does not pay" in sentence for sentence in ample.sentences)
     for wrong, message in (
+        ({"target_loss": np.inf}, "target_loss: got inf; give a positive number"),
         ({"budget": 0.2, "replay": 1.0}, r"--replay\): got 1; a share from 0 to below 1"),
         ({"budget": 0.2, "max_steps": 500}, r"--max-steps\) is 500: 12 to 60 steps were measured"),
         ({"budget": 0.2, "replay": 0.1, "next_run": True}, "only plans runs without mitigations"),
@@ -303,6 +304,15 @@ def test_a_plan_reports_what_it_cannot_answer(fits: dict[str, Fit]) -> None:
             forgetting.plan(fits, **wrong)
     with pytest.raises(UsageError, match="there is no law over the share of replay"):
         forgetting.plan({name: fits[name] for name in ("linear", "shifted_power")}, budget=0.2, replay=0.1)
+
+
+def test_the_best_choice_is_marked_without_bands_too(fits: dict[str, Fit]) -> None:
+    bare = replace(fits["replay"], draws=[], rivals=())
+    for budget, share in ((5.0, 0.0), (0.1, 0.184)):
+        plan = forgetting.plan(bare, budget=budget)["d"]
+        assert plan.best.replay_fraction == pytest.approx(share, abs=1e-3)
+        assert [row[-1].endswith("*") for row in plan.shown()[0].rows] == [c is plan.best for c in plan.frontier]
+        assert plan.best in plan.frontier
 
 
 def test_plans_without_replay_are_unchanged(fits: dict[str, Fit]) -> None:

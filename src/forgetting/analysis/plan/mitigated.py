@@ -218,8 +218,10 @@ class _Maker:
         stops = saved = None
         if settings is None:
             best, stops, saved = self.best(largest)
-            if best is not None and all(axis.set_in(best) != axis.set_in(c) for c in choices):
-                choices = sorted([*choices, best], key=axis.set_in)
+            if best is not None:
+                same = next((c for c in choices if axis.set_in(c) == axis.set_in(best)), None)
+                best = same or best  # the same object, as choices without bands are not equal
+                choices = choices if same else sorted([*choices, best], key=axis.set_in)
         else:
             best = min(choices, key=self.asked, default=None)
         inside = [c for c in choices if not c.extrapolated]

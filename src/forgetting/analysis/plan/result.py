@@ -239,7 +239,7 @@ class MitigatedPlan(Plan):
             Shown(
                 [f"{self.label}: {held} {number(self.level)} nats/token, in at most {self.max_steps:g} steps"],
                 (*columns, *(COSTS[name] for name in costs), ""),
-                [_mitigated_cells(c, self.axis, costs, best=c == self.best) for c in self.frontier],
+                [_mitigated_cells(c, self.axis, costs, best=c is self.best) for c in self.frontier],
                 notes,
             )
         ]
