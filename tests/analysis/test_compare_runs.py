@@ -134,3 +134,20 @@ def test_rows_without_a_number_do_not_stop_appendix_b():
     rows[-2]["trainable_params"] = "unknown"
     found = {row.law: row.rows for row in compare_tables({"d": from_records(rows)}, "lora").beyond["d"]}
     assert found == {"linear": len(SEEDS) * STEPS - 1, "shifted_power": len(SEEDS) * STEPS - 2}
+
+
+@pytest.mark.parametrize("blank", [None, math.nan, pd.NA, "", "None", "nan"])
+def test_a_row_without_a_label_has_its_method_as_label(blank):
+    rows = [row | {"trainable_params": 100.0 * row["rank"], "forgetting_loss": row["forgetting"]} for row in table()]
+    for row in rows:
+        row |= {"method": "lora", "mitigation": row["mitigation"] or blank}
+    rows += [
+        row | {"label": "plain", "method": "full", "run_id": f"full-{row['run_id']}"}
+        for row in rows
+        if row["rank"] == 8
+    ]
+    want = compare_tables({"d": from_records(rows)}, "lora").to_dict()
+    for row in rows:
+        row["label"] = blank if row["label"] == "lora" else row["label"]
+    assert compare_tables({"d": from_records(rows)}, "lora").to_dict() == want
+    assert [row["label"] for row in want["beyond_the_reference"]["d"]] == ["plain", "plain"]

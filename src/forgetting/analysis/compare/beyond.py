@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.compare.reference import Reference
-from forgetting.analysis.compare.runs import number_in
+from forgetting.analysis.compare.runs import labels_of_rows, number_in
 from forgetting.analysis.fit import Fit, fit_law, unfit
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.selection import DONE, is_blank, part_of, status_of
@@ -59,7 +59,7 @@ def beyond(table: Table, reference: Reference, start: float, fits: Mapping[str, 
         One row per law and method, then `all together` if there are several; empty without a law or another method.
     """
     kept = _plain(table, start)
-    labels = np.array([_label(table, i) for i in range(rows(table))], dtype=object)
+    labels = np.array(labels_of_rows(table), dtype=object)
     mine = np.array(reference.rows(table), dtype=bool) & kept
     others = kept & ~mine
     if not mine.any() or not others.any():
@@ -120,7 +120,3 @@ def _counts(table: Table, i: int, start: float) -> bool:
         and step > 0
         and step >= start
     )
-
-
-def _label(table: Table, i: int) -> str:
-    return str((table.get("label") or table.get("method") or [""] * rows(table))[i])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from forgetting.analysis.compare.runs import labels_of_rows
 from forgetting.analysis.compare.source import Key, Run
 from forgetting.analysis.selection import as_number, is_blank
 from forgetting.analysis.table_files import Table
@@ -34,9 +35,9 @@ class Reference:
 
     def rows(self, table: Table) -> list[bool]:
         """Whether each row of a table has the label and the values."""
-        labels = table.get("label") or table.get("method") or [""] * rows(table)
+        labels = labels_of_rows(table)
         return [
-            self.label in ("", str(labels[i])) and all(_has(table, i, column, values) for column, values in self.where)
+            self.label in ("", labels[i]) and all(_has(table, i, column, values) for column, values in self.where)
             for i in range(rows(table))
         ]
 
@@ -93,7 +94,7 @@ def labels_of(tables: Mapping[str, Table]) -> list[str]:
     """The labels in any of the tables."""
     found: dict[str, None] = {}
     for table in tables.values():
-        found |= dict.fromkeys(str(v) for v in table.get("label") or table.get("method") or ())
+        found |= dict.fromkeys(labels_of_rows(table) if {"label", "method"} & set(table) else ())
     return list(found)
 
 

@@ -9,11 +9,20 @@ import numpy as np
 
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.named_runs import told_runs
-from forgetting.analysis.selection import DONE, row_numbers, status_of, with_column
+from forgetting.analysis.selection import DONE, is_blank, row_numbers, status_of, with_column
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.display.numbers import several
 from forgetting.errors import UsageError
+
+
+def labels_of_rows(table: Table) -> list[str]:
+    """The label of each row, or its method if the label is blank; empty if both are."""
+    label, method = (table.get(name) or [""] * rows(table) for name in ("label", "method"))
+    return [
+        str(one) if not is_blank(one) else "" if is_blank(other) else str(other)
+        for one, other in zip(label, method, strict=True)
+    ]
 
 
 def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.compare.runs import with_runs
+from forgetting.analysis.compare.runs import labels_of_rows, with_runs
 from forgetting.analysis.laws.base import SIZES, Array, incomputable
 from forgetting.analysis.selection import (
     DONE,
     GAP,
     cell_at,
+    is_blank,
     is_missing,
     row_numbers,
     rows_left_out,
@@ -305,12 +305,12 @@ class _Reader:
 
     def __init__(self, table: Table, name: str, axis: Axis, forgot: str, chosen: Sequence[bool] = ()) -> None:
         self.table, self.name, self.axis, self.forgot, self.chosen = table, name, axis, forgot, chosen
-        self.numbers = row_numbers(table)
+        self.numbers, self.labels = row_numbers(table), labels_of_rows(table)
         self.short = shortener(map(str, dict.fromkeys(table.get("mitigation", ()))))
 
     def text(self, column: str, i: int) -> str:
         cell = self.table[column][i] if column in self.table else None
-        return "" if _missing(cell) else str(cell)
+        return "" if is_blank(cell) else str(cell)
 
     def number(self, column: str, i: int) -> float:
         """A cell as a number; NaN if it is none."""
@@ -364,9 +364,8 @@ class _Reader:
 
     def key(self, i: int, mitigation: str) -> Key:
         rank = self.number("rank", i)
-        label = self.text("label", i) or self.text("method", i)
         variant, shown = self.text("variant", i), self.short(mitigation)
-        return Key(label, mitigation, rank if math.isfinite(rank) else -1.0, variant, shown)
+        return Key(self.labels[i], mitigation, rank if math.isfinite(rank) else -1.0, variant, shown)
 
     def runs(self, run_id: str, at: Sequence[int], start: float) -> list[Run]:
         """One run's curves: its training, and its interpolated weights, if any."""
@@ -414,11 +413,6 @@ class _Reader:
             interpolated=interpolated,
             chosen=bool(self.chosen) and all(self.chosen[i] for i in at),
         )
-
-
-def _missing(cell: Any) -> bool:
-    # recognise pandas' missing integer, which cannot be compared, by its name, since pandas need not be imported
-    return cell is None or type(cell).__name__ == "NAType" or cell == "" or bool(cell != cell)
 
 
 def _causes(left: Mapping[str, str]) -> list[str]:
