@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import special
 
 from forgetting.analysis.compare.estimate import NAN, Estimate, blocks, difference, student, welch
 from forgetting.analysis.compare.pareto import Point, frontier
@@ -151,7 +152,7 @@ def contest(source: Source, reference: str | Reference, confidence: float = 0.95
         judge.pooled,
         {key: tuple(run.run_id for run in runs) for key, runs in source.curves.items()},
         frontier(source.curves, source.axis),
-        source.notes + _notes(made, mine, judge.pooled),
+        source.notes + _notes(made, mine, judge.pooled, confidence),
     )
 
 
@@ -340,7 +341,9 @@ class _Judge:
         )
 
 
-def _notes(made: Sequence[Contender], reference: Mapping[Key, list[Path]], pooled: Pooled | None) -> list[str]:
+def _notes(
+    made: Sequence[Contender], reference: Mapping[Key, list[Path]], pooled: Pooled | None, confidence: float
+) -> list[str]:
     """Notes on the intervals."""
     notes = []
     tested = sum(c.saving.known for c in made)
@@ -352,7 +355,8 @@ def _notes(made: Sequence[Contender], reference: Mapping[Key, list[Path]], poole
         notes.append(f"{len(unknown)} of {len(made)} have no interval: " + "; ".join(reasons))
     few = [c for c in made if c.saving.scheme == "paired" and c.saving.runs == 2]
     if few:
-        notes.append("two seeds give an interval 6 times as wide as many seeds would: run 3 or more")
+        wider = float(special.stdtrit(1, 0.5 + confidence / 2) / special.ndtri(0.5 + confidence / 2))
+        notes.append(f"two seeds give an interval {wider:.0f} times as wide as many seeds would: run 3 or more")
     if pooled is not None:
         notes.append(f"curve through all {len(reference)} reference curves: {pooled.form} ({pooled.why})")
     return notes
