@@ -151,3 +151,24 @@ def test_a_row_without_a_label_has_its_method_as_label(blank):
         row["label"] = blank if row["label"] == "lora" else row["label"]
     assert compare_tables({"d": from_records(rows)}, "lora").to_dict() == want
     assert [row["label"] for row in want["beyond_the_reference"]["d"]] == ["plain", "plain"]
+
+
+def test_two_seeds_widen_intervals_by_what_the_confidence_says():
+    rows = from_records([row for row in table() if row["seed"] < 2 and row["rank"] in (4, 64)])
+    rows["rank"] = [4] * len(rows["rank"])
+    for confidence, times in ((0.8, 2), (0.95, 6), (0.99, 25)):
+        (note,) = [
+            n for n in compare_tables({"d": rows}, "lora", confidence=confidence).contests["d"].notes if "two" in n
+        ]
+        assert f"{times} times as wide" in note
+
+
+@pytest.mark.parametrize("blank", [None, math.nan, ""])
+def test_rows_that_were_joined_to_a_study_have_no_start_of_their_own(blank):
+    rows = [row | {"reference": "lora", "measure_start": 20} for row in table()]
+    want = forgetting.compare(rows).to_dict()
+    rows[0] |= {"reference": blank, "measure_start": blank}
+    assert forgetting.compare(rows).to_dict() == want
+    rows[3]["measure_start"] = "late"
+    with pytest.raises(UsageError, match="row 4, column 'measure_start': 'late' is not a number"):
+        forgetting.compare(rows)

@@ -16,13 +16,16 @@ from ..errors import UsageError, did_you_mean
 from ..store.axes import AXES, Axis
 from .compare import Comparison, any_tables, compare_tables, open_study
 from .fit import Fit, GroupedFits, fit_groups, fit_law
+from .fit.cells import Where, numbers
 from .fit.data import column_names
 from .laws import Law
+from .laws.base import Variable
 from .laws.choose import choose_law
 from .plan import Cost, NextRun, Plan, Plans, costs_of, next_runs
 from .plan.over import Along, Asked, asked_along, one_at_most
 from .plan.predict import Predictions, predict_rows
 from .plan.source import LawSource, laws_of, pick
+from .selection import is_blank, row_numbers
 from .sources import Source, paths_of, tables_to_fit
 from .table_files import Table
 
@@ -328,9 +331,20 @@ def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mappi
 
 def _own(tables: Mapping[str, Table], reference: Any) -> tuple[Any, float]:
     """The reference and the first step that counts; by default those in the columns of a study's table."""
-    said = {str(cell) for table in tables.values() for cell in table.get("reference", [])}
-    starts = [float(cell) for table in tables.values() for cell in table.get("measure_start", [])]
+    said = {str(cell) for table in tables.values() for cell in table.get("reference", []) if not is_blank(cell)}
+    starts = [start for name, table in tables.items() for start in _starts(table, name)]
     return reference or (said.pop() if len(said) == 1 else None), max(starts, default=0.0)
+
+
+def _starts(table: Table, name: str) -> list[float]:
+    """The first steps that count, from the column `measure_start`; blank cells say nothing.
+
+    Raises:
+        UsageError: a cell that is not a number.
+    """
+    at = [i for i, cell in enumerate(table.get("measure_start", [])) if not is_blank(cell)]
+    where, kind = Where(f"'{name}'", row_numbers(table)), Variable("measure_start", positive=False)
+    return numbers(table["measure_start"], "measure_start", np.array(at), where, kind).tolist() if at else []
 
 
 def _numbers(values: Any, name: str) -> list[float]:
