@@ -12,7 +12,8 @@ from test_fit_table1 import NAMES, PER_RANK, table
 from typer.testing import CliRunner
 
 import forgetting
-from forgetting.analysis.fit import fit_law, load_fits
+from forgetting.analysis.fit import fit_law, load_fits, unfit
+from forgetting.analysis.sources import tables_to_fit
 from forgetting.cli import laws
 from forgetting.errors import UsageError
 
@@ -42,6 +43,21 @@ def chinchilla(tmp_path_factory):
     rows = zip(*(t[k].tolist() for k in ("N", "D", "loss")), strict=True)
     path.write_text("params,tokens,loss\n" + "\n".join(",".join(map(repr, row)) for row in rows) + "\n")
     return path
+
+
+@pytest.mark.parametrize("change", [{"status": "failed"}, {"trainable_params": ""}, {"trainable_params": "39976960.0"}])
+def test_a_law_over_ranks_needs_three_that_count(tmp_path, change):
+    rows = table(NAMES[0], dataset="orca").query("rank in (8, 16, 32)").astype(object)
+    assert unfit(rows) == ""
+    for name, value in change.items():
+        rows.loc[rows["rank"] == 32, name] = value
+    if change.get("trainable_params"):
+        rows.loc[rows["rank"] == 16, "trainable_params"] = 39976960
+    rows.to_csv(tmp_path / "runs.csv", index=False)
+    why = "it needs at least 3 different values of trainable_params, but the table has 2"
+    assert unfit(rows) == unfit(rows.to_dict("list")) == why
+    found = tables_to_fit([tmp_path / "runs.csv"], only={})
+    assert laws._default_laws("orca", found.plain["orca"], found, {}) == ["linear"]
 
 
 def test_json_of_one_fit_is_the_fit(chinchilla):

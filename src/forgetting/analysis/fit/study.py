@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from forgetting.analysis.fit.data import USEFUL, column_names
 from forgetting.analysis.fit.engine import fit_law
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws import LAWS
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.selection import finished
+from forgetting.analysis.selection import as_number, distinct, finished, is_missing
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.store.axes import AXES, Axis
 
@@ -114,15 +116,17 @@ MEANING = {"trainable_params": " (such as ranks)", "step": " (measured steps)"} 
 
 
 def unfit(table: Any, axis: Axis | None = None) -> str:
-    """Why a law over P and N, or also over an option of a mitigation, cannot be fitted to a table's rows.
+    """Why a law over P and N, or also over an option of a mitigation, cannot be fitted to a table's finished runs.
 
     Empty if it can.
     """
+    kept = finished(table["status"]) if "status" in table else slice(None)
     for column in ("trainable_params", "step", *([axis.column] if axis else [])):
         if axis and column not in table:
             return f"there is no column {column}"
-        cells = table[column]
-        values = len(set(map(str, cells.unique() if hasattr(cells, "unique") else cells)))
+        cells, codes = distinct(table[column])
+        there = [cells[code] for code in np.unique(codes[kept]) if not is_missing(cells[code])]
+        values = len({str(cell) if (number := as_number(cell)) is None else number for cell in there})
         if values < LEAST:
             return (
                 f"it needs at least {LEAST} different values of {column}{MEANING[column]}, but the table has {values}"
