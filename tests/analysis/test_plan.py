@@ -254,6 +254,28 @@ def test_the_cost_of_a_step_comes_from_a_studys_runs():
     assert costs_of("kalajdzievski2024/openorca") == costs_of({}) == {}
 
 
+def test_a_given_batch_or_context_is_completed_from_the_study_or_refused(fitted):
+    rows = [
+        {"dataset": "d", "run_id": str(rank), "status": "done", "trainable_params": rank * PER_RANK, "step": 100,
+         "train_tokens": 9_000, "train_seconds": 5.0, "model_params": 1e9}
+        for rank in RANKS
+    ]  # fmt: skip
+    config = SimpleNamespace(training=SimpleNamespace(batch_size=8), context=64)
+    study = SimpleNamespace(fits={"d": {"shifted_power": fitted}}, table=pd.DataFrame(rows), config=config)
+    for given, per_step in (
+        ({}, 90),
+        ({"batch": 16}, 16 * 64),
+        ({"context": 32}, 8 * 32),
+        ({"batch": 2, "context": 4}, 8),
+    ):
+        (choice,) = forgetting.plan(study, budget=0.35, ranks=8, **given)["d"].frontier
+        assert choice.tokens == pytest.approx(per_step * choice.steps.value)
+        assert (choice.flops is None, choice.hours is None) == (False, bool(given))
+    for name, other in (("batch", "context"), ("context", "batch")):
+        with pytest.raises(UsageError, match=f"'d' does not know its {other}, .* give {other} as well"):
+            forgetting.plan(fitted, budget=0.35, **{name: 16})
+
+
 def explicit_error(fit: Fit, plan: Plan, run: NextRun | None) -> float:
     """The answer's standard error by least squares, from full matrices of the fitted rows and a further run's."""
     law, theta, _ = fit.model()

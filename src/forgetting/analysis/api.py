@@ -12,8 +12,10 @@ from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 
 from ..config.arguments import checked
+from ..config.schema import StudyConfig
 from ..errors import UsageError, did_you_mean
 from ..store.axes import AXES, Axis
+from ..store.folder import StudyFolder
 from .compare import Comparison, any_tables, compare_tables, open_study
 from .fit import Fit, GroupedFits, fit_groups, fit_law
 from .fit.cells import Where, numbers
@@ -395,18 +397,38 @@ def _grid(
 def _costs(
     source: LawSource, batch: float | None, context: float | None, model_params: float | None
 ) -> Callable[[str, Fit, Axis | None], Cost | None]:
-    """A function that gives the cost of one step: from the study's runs, else from the arguments or the law."""
-    measured = cache(partial(costs_of, source)) if batch is None and context is None else None
+    """A function that gives the cost of one step: from the study's runs, else from the arguments or the law.
+
+    Raises:
+        UsageError: (the function) only one of batch and context is given, and the other is not known.
+    """
+    measured, asked = cache(partial(costs_of, source)), {"batch": batch, "context": context}
+    config = _config_of(source)
+    own: dict[str, float] = {} if config is None else {"batch": config.training.batch_size, "context": config.context}
 
     def cost_of(label: str, law: Fit, axis: Axis | None) -> Cost | None:
-        known = None if measured is None else measured(axis).get(label)
-        if known is not None:
-            return known if model_params is None else replace(known, model_params=model_params)
-        of = [given or law.diagnostics.get(name) for name, given in (("batch", batch), ("context", context))]
+        known = measured(axis).get(label)
+        size = known.model_params if known is not None and model_params is None else model_params
+        if known is not None and not any(asked.values()):
+            return replace(known, model_params=size)
+        of: dict[str, Any] = {
+            name: given or own.get(name) or law.diagnostics.get(name) for name, given in asked.items()
+        }
+        if any(asked.values()) and (lacking := [name for name, value in of.items() if not value]):
+            raise UsageError(
+                f"'{label}' does not know its {lacking[0]}, which tokens need, too: give {lacking[0]} as well"
+            )
         slower = (np.nan, np.nan) if axis is not None and axis.slower else None
-        return Cost(of[0] * of[1], model_params, mitigated=slower) if of[0] and of[1] else None
+        return Cost(of["batch"] * of["context"], size, mitigated=slower) if all(of.values()) else None
 
     return cost_of
+
+
+def _config_of(source: LawSource) -> StudyConfig | None:
+    """The configuration of a study's folder or result; None if the source is neither."""
+    if isinstance(source, str | os.PathLike):
+        return StudyFolder.open(Path(source)).config() if (Path(source) / "study.yaml").is_file() else None
+    return getattr(source, "config", None)
 
 
 def _next(source: LawSource, law: Fit, made: Plan, max_steps: float | None) -> list[NextRun]:
