@@ -172,3 +172,24 @@ def test_rows_that_were_joined_to_a_study_have_no_start_of_their_own(blank):
     rows[3]["measure_start"] = "late"
     with pytest.raises(UsageError, match="row 4, column 'measure_start': 'late' is not a number"):
         forgetting.compare(rows)
+
+
+def test_one_run_cannot_have_two_seeds():
+    rows = [row | {"run_id": str(row["rank"]), "step": row["step"] + row["seed"]} for row in table()]
+    with pytest.raises(UsageError, match="run 4 has rows with seed '0' and '1'; give each run a name of its own"):
+        contest(rows)
+    rows = table()
+    rows[1]["seed"] = "0.0"
+    contest(rows)
+
+
+@pytest.mark.parametrize("wrong", [16, -0.5, "a"])
+def test_an_alpha_that_is_no_share_is_named(wrong):
+    rows = [row | {"alpha": wrong if i == 4 else None} for i, row in enumerate(table())]
+    with pytest.raises(
+        UsageError, match=f"row 5, column 'alpha': {wrong} where a share of the tuned weights from 0 to"
+    ):
+        contest(rows)
+    last = [{**row, "alpha": 0.5} for row in table() if row["step"] == 60]
+    with pytest.raises(UsageError, match="run 4-0 has several measurements at one alpha"):
+        contest([*table(), *last, last[0]])

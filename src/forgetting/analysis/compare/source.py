@@ -13,6 +13,7 @@ from forgetting.analysis.laws.base import SIZES, Array, incomputable
 from forgetting.analysis.selection import (
     DONE,
     GAP,
+    as_number,
     cell_at,
     is_blank,
     is_missing,
@@ -374,6 +375,9 @@ class _Reader:
         trained.sort(key=lambda i: self.number("step", i))
         self._refuse_duplicates(run_id, trained)
         mixed = sorted((i for i in at if 0 < alpha[i] < 1), key=lambda i: alpha[i])
+        if len({alpha[i] for i in mixed}) < len(mixed):
+            raise UsageError(f"'{self.name}': run {run_id} has several measurements at one alpha")
+        self._refuse_two_runs(run_id, [*trained, *mixed])
         mitigation = self.text("mitigation", at[0])
         found = []
         if trained and not (mixed and INTERPOLATION in mitigation):
@@ -383,9 +387,32 @@ class _Reader:
             found.append(self._run(run_id, [*mixed, *trained[-1:]], name, interpolated=True))
         return found
 
+    def _refuse_two_runs(self, run_id: str, at: Sequence[int]) -> None:
+        """Refuse rows of one run with two labels, mitigations, ranks, ... or seeds, which one run cannot have."""
+        for column in ("label", "method", "mitigation", "rank", "variant", "seed"):
+            texts = {
+                text if (number := as_number(text)) is None else number: text
+                for i in at
+                for text in [self.text(column, i)]
+            }
+            if len(texts) > 1:
+                named = " and ".join(f"'{text}'" for text in list(texts.values())[:2])
+                raise UsageError(
+                    f"'{self.name}': run {run_id} has rows with {column} {named}; give each run a name of its own in "
+                    "the column 'run_id'"
+                )
+
     def alpha(self, i: int) -> float:
         """Share of the tuned weights in an interpolation with the base model; 1 if the row is none."""
-        return 1.0 if math.isnan(alpha := self.number("alpha", i)) else alpha
+        alpha = self.number("alpha", i)
+        if "alpha" not in self.table or is_missing(self.table["alpha"][i]):
+            return 1.0
+        if not 0 <= alpha <= 1:
+            raise UsageError(
+                f"{self.row(i)}, column 'alpha': {self.table['alpha'][i]!s:.60} where a share of the tuned weights "
+                "from 0 to 1 is needed; if the column is something else, give it another name"
+            )
+        return alpha
 
     def counts(self, i: int, start: float) -> bool:
         """Whether a row's step is after 0 and from `start` on, or unknown."""
