@@ -60,6 +60,14 @@ def test_a_reference_is_chosen_by_blank_cells(blank):
         assert reference_of({"mitigation": value}, {"t": table}).rows(table) == [False, True, False]
 
 
+@pytest.mark.parametrize("kind", [list, tuple, set, np.array])
+def test_a_reference_takes_several_values_as_only_does(kind):
+    table = {"label": ["a"] * 3, "rank": [8, 16, 32]}
+    assert reference_of({"rank": kind([8, 32])}, {"t": table}).rows(table) == [True, False, True]
+    with pytest.raises(UsageError, match=r"reference\['rank'\]: it has no value"):
+        reference_of({"rank": kind([])}, {"t": table})
+
+
 @pytest.mark.parametrize("blank", [None, float("nan"), pd.NA, ""])
 def test_blank_cells_match_no_filter(blank):
     columns = {"model": ["a", blank, "b"], "rank": [8.0, 8.0, 16.0], "x": [0, 1, 2]}

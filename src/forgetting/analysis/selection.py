@@ -75,8 +75,12 @@ def row_numbers(table: Any) -> Array:
     return np.arange(len(next(iter(table.values()), [])))
 
 
-def wanted(only: Only) -> dict[str, tuple[Any, ...]]:
+def wanted(only: Only, argument: str = "only") -> dict[str, tuple[Any, ...]]:
     """The values of `only` as tuples, by column.
+
+    Args:
+        only: the values.
+        argument: its name in messages.
 
     Raises:
         UsageError: a column without a value.
@@ -86,7 +90,7 @@ def wanted(only: Only) -> dict[str, tuple[Any, ...]]:
         many = isinstance(given, list | tuple | set | frozenset | range | np.ndarray)
         out[str(name)] = tuple(given) if many else (given,)
         if not out[str(name)]:
-            raise UsageError(f"only['{name}']: it has no value")
+            raise UsageError(f"{argument}['{name}']: it has no value")
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from forgetting.analysis.compare.runs import labels_of_rows
 from forgetting.analysis.compare.source import Key, Run
-from forgetting.analysis.selection import as_number, is_blank
+from forgetting.analysis.selection import as_number, is_blank, wanted
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError, did_you_mean
@@ -70,11 +70,7 @@ def reference_of(given: str | Sequence[str] | Mapping[str, Any] | None, tables: 
             f"{did_you_mean('', labels)}"
         )
     if isinstance(given, Mapping):
-        items = [
-            (str(name), str(value))
-            for name, values in given.items()
-            for value in (values if isinstance(values, list | tuple) else [values])
-        ]
+        items = [(name, str(value)) for name, values in wanted(given, "reference").items() for value in values]
         return _checked(Reference("", _where(items)), tables)
     label, items = "", []
     for text in [given] if isinstance(given, str) else given:
