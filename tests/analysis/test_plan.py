@@ -209,6 +209,15 @@ def test_without_intervals_no_choice_is_marked_as_best():
     )
 
 
+def test_a_choice_does_not_matter_for_lack_of_a_band(fitted):
+    """If too many draws are lost for a band of the difference, the difference is not clear."""
+    draws = np.array(fitted.draws)
+    draws[::3] = np.nan
+    plan = plan_budget(replace(fitted, draws=draws.tolist(), rivals=()), 0.35)
+    assert not plan.matters
+    assert any("without a band of the difference it is unclear whether the choice matters" in s for s in plan.sentences)
+
+
 def test_choices_that_spend_the_budget_before_the_first_step_are_counted():
     published = fit_from_published(NAMES[0])
     p = dict(PUBLISHED[NAMES[0]].parameters)

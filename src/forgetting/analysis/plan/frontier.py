@@ -350,9 +350,10 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     with np.errstate(invalid="ignore"):  # two losses without a limit: their difference is unknown
         difference = band(fit, spread, worst - best)
     what = loss_name(other)
-    if fit.no_bands and spread > _negligible(fit, other):
+    if np.isnan(difference.low) and spread > _negligible(fit, other):
         said = f"{what} differs by {spread:.2g} nats/token between best and worst by this law's estimates alone"
-        return f"{said}; without intervals it is unclear whether the choice matters", False
+        without = "intervals" if fit.no_bands else "a band of the difference"
+        return f"{said}; without {without} it is unclear whether the choice matters", False
     unclear = np.isfinite(difference.low) and difference.low <= 0
     if not unclear and spread > _negligible(fit, other):
         return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst", True
