@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import pandas as pd
 import pytest
 import typer
 from test_fit_engine import points
@@ -192,3 +193,14 @@ def test_two_outputs_at_few_points_have_a_goodness_of_fit():
     assert found.n_points <= len(found.parameters)
     assert found.r2["forgetting_loss"] > 0.99
     assert "every law fits" not in str(found)
+
+
+def test_a_data_set_too_small_to_extrapolate_leaves_the_fits_of_all(tmp_path):
+    rows = table(NAMES[0], noise=0.004, dataset="orca")
+    few = rows.query("step in (50, 110) and rank in (8, 16)").assign(dataset="small")
+    pd.concat([rows, few]).to_csv(tmp_path / "runs.csv", index=False)
+    given = ["fit", str(tmp_path / "runs.csv"), "--law", "linear", "--bootstrap", "0", "--extrapolate"]
+    result = CliRunner().invoke(app, given)
+    assert "'small' has no axis" in str(result.exception)
+    assert "Forgetting is linear in the fine-tuning loss: small" in result.stdout
+    assert "extrapolation" in result.stdout

@@ -166,7 +166,7 @@ def _to_plan(fits: dict[str, dict[str, Fit]], tables: Sequence[str], out: str | 
 def _fit_each(
     found: dict[str, tuple[Tables, dict[str, Law]]], how: dict[str, Any], extrapolate: bool
 ) -> tuple[dict[str, dict[str, Fit]], list[dict[str, Any]], list[ForgettingError]]:
-    """Fits by data set and law, tests of extrapolation, and the errors of fits that failed."""
+    """Fits by data set and law, tests of extrapolation, and the errors of fits and tests that failed."""
     from ..analysis.fit import fit_law
 
     fits: dict[str, dict[str, Fit]] = {}
@@ -179,13 +179,10 @@ def _fit_each(
             try:
                 used = how | {"columns": _used(law, laws.values(), how["columns"])}
                 line = fits.get(label, {}).get("linear") if plain else None
-                made = fit_law(law, table, label=label, **used, line=line)
+                fits.setdefault(label, {})[name] = fit_law(law, table, label=label, **used, line=line)
+                tests += _extrapolate(law, table, label, used) if extrapolate else []
             except ForgettingError as error:
                 failed.append(error)
-                continue
-            fits.setdefault(label, {})[name] = made
-            if extrapolate:
-                tests += _extrapolate(law, table, label, used)
     return fits, tests, failed
 
 
