@@ -113,7 +113,13 @@ def test_a_data_set_without_finished_runs_does_not_stop_the_comparison_of_others
 @pytest.mark.parametrize("without", ["run_id", "seconds"])
 @pytest.mark.parametrize(
     ("step", "why"),
-    [(1e70, "1e[+]70 where 0 or a size"), (1e-70, "1e-70 where 0"), ("abc", "abc where a"), (math.inf, "inf where a")],
+    [
+        (1e70, "1e[+]70 where 0 or a size"),
+        (10**400, "10+ where a finite"),
+        (1e-70, "1e-70 where 0"),
+        ("abc", "abc where a"),
+        (math.inf, "inf where a"),
+    ],
 )
 def test_an_impossible_step_is_named(without, step, why):
     rows = table(without)
@@ -193,3 +199,11 @@ def test_an_alpha_that_is_no_share_is_named(wrong):
     last = [{**row, "alpha": 0.5} for row in table() if row["step"] == 60]
     with pytest.raises(UsageError, match="run 4-0 has several measurements at one alpha"):
         contest([*table(), *last, last[0]])
+
+
+def test_cells_with_lists_are_texts():
+    rows = [row | {"mitigation": [row["mitigation"]] if row["mitigation"] else None} for row in table()]
+    assert [one.key.mitigation for one in contest(rows).contenders] == ["['replay']"]
+    rows = [row | {"forgetting_loss": row["forgetting"], "step": [row["step"], 0]} for row in table()]
+    rows[0]["step"] = [1]
+    assert forgetting.fit(rows, "linear", bootstrap=0).n_points == len(rows)

@@ -207,7 +207,7 @@ def _step(cell: Any) -> str | float:
     """A step to join charts by: a number, which one chart may write as `20` and another as `20.0`; else its text."""
     try:
         return float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return str(cell)
 
 

@@ -165,7 +165,7 @@ def later(table: Table, step: float) -> Table:
         raise UsageError("the table has no column 'step', so early steps cannot be left out")
     try:
         keep = [i for i, v in enumerate(table["step"]) if _number(v) >= step]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         bad = next(i for i, v in enumerate(table["step"]) if not _is_number(v))
         raise UsageError(f"row {bad + 1}, column 'step': '{table['step'][bad]}' is not a number") from None
     return part_of(table, keep)
@@ -180,7 +180,7 @@ def _number(cell: Any) -> float:
 def _is_number(cell: Any) -> bool:
     try:
         _number(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

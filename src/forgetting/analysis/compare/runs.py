@@ -79,5 +79,5 @@ def number_in(cell: Any) -> float:
     """A cell as a number; NaN if it is not one."""
     try:
         return float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan

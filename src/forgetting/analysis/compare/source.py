@@ -307,7 +307,7 @@ class _Reader:
     def __init__(self, table: Table, name: str, axis: Axis, forgot: str, chosen: Sequence[bool] = ()) -> None:
         self.table, self.name, self.axis, self.forgot, self.chosen = table, name, axis, forgot, chosen
         self.numbers, self.labels = row_numbers(table), labels_of_rows(table)
-        self.short = shortener(map(str, dict.fromkeys(table.get("mitigation", ()))))
+        self.short = shortener(dict.fromkeys(map(str, table.get("mitigation", ()))))
 
     def text(self, column: str, i: int) -> str:
         cell = self.table[column][i] if column in self.table else None
@@ -318,7 +318,7 @@ class _Reader:
         cell = self.table[column][i] if column in self.table else math.nan
         try:
             return math.nan if isinstance(cell, bool) else float(cell)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return math.nan
 
     def needed(self, column: str, i: int) -> float:

@@ -195,7 +195,7 @@ def _copies_in(
         got: [n] values of the law's variables and outputs.
     """
     if "step" in present:
-        cells: list[Any] = [str(step) for step in np.asarray(table["step"])[rows]]
+        cells: list[Any] = [str(step) for step in np.asarray(table["step"], dtype=object)[rows]]
     else:
         cells = list(zip(*(values.tolist() for values in got.values()), strict=True))
     seen: dict[Any, int] = {}
