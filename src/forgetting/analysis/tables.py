@@ -110,10 +110,11 @@ def split(table: Table, label: str, only: Only, dataset: str | None = None) -> d
         UsageError: an unknown column or data set, or no row left.
     """
     at = _kept(table, list(table), label, only, dataset)
-    kept = part_of(table, at)
-    if "dataset" not in table:
-        return {label: kept}
-    return {name: part_of(kept, part) for name, part in by_dataset(kept["dataset"], label, kept.numbers).items()}
+    groups = {label: at}
+    if "dataset" in table:
+        parts = by_dataset([table["dataset"][i] for i in at], label, row_numbers(table)[at])
+        groups = {name: at[part] for name, part in parts.items()}
+    return {name: part_of(table, part) for name, part in groups.items()}
 
 
 def split_frame(
