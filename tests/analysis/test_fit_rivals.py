@@ -77,6 +77,16 @@ def test_a_data_set_of_its_own_level_is_found() -> None:
     assert not any("data set" in w for w in fit_law("linear", made | {"dataset": name}, bootstrap=40).warnings)
 
 
+def test_a_data_set_of_one_run_is_not_tested() -> None:
+    """That run alone determines its level, so no other run tells its error: most of these tests were false alarms."""
+    columns = lines(np.random.default_rng(1))
+    columns["forgetting_loss"] += 0.1 * (columns["run_id"] == 8)
+    for alone in ([8], [7, 8]):
+        columns["dataset"] = np.where(np.isin(columns["run_id"], alone), columns["run_id"].astype(str), "a")
+        found = fit_law("linear", columns, bootstrap=0).diagnostics["misfit"]
+        assert [m["of"] for m in found if m["kind"] == "level"] == ["a"] * (len(alone) - 1)
+
+
 def test_many_rows_are_tested_by_every_kth_run() -> None:
     made = lines(np.random.default_rng(2), bend=0.01, runs=400, steps=60)
     fit = fit_law("linear", made, bootstrap=40)

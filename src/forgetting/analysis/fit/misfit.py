@@ -19,7 +19,7 @@ import numpy as np
 from forgetting.analysis.fit import rounding
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, free_basis
 from forgetting.analysis.fit.data import Data
-from forgetting.analysis.fit.runwise import DETERMINED, evenly_spaced, grams
+from forgetting.analysis.fit.runwise import DETERMINED, determined_by_one, evenly_spaced, grams
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.quadratic import Axis
@@ -149,8 +149,8 @@ def tests_of(
 ) -> list[tuple[str, str, Tested]]:
     """Test each pattern when added to the law, linearised at theta.
 
-    Patterns that the law explains are left out, and so are those with less than one degree of freedom. Standard errors
-    are at least those of rounding.
+    Patterns that the law explains are left out, those that one run alone determines (such as the level of a data set of
+    one run), and those with less than one degree of freedom. Standard errors are at least those of rounding.
 
     Args:
         problem: law in fitted coordinates, variables of the rows, and objective.
@@ -181,6 +181,8 @@ def tests_of(
     for place, i in enumerate(kept):
         at = [*range(size), size + place]
         gram, pull = every[:, at][:, :, at], every[:, at, -1]
+        if determined_by_one(gram):
+            continue
         slope = float(pull[:, -1].sum())
         se, freedom = _error(gram, pull - gram[:, :, -1] * slope)
         se = max(se, float(np.abs(rest[:, i]) @ rounded / own[i]))

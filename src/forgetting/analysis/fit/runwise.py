@@ -44,6 +44,16 @@ def pull_of_runs(gram: Array, score: Array) -> tuple[Array, bool]:
     return np.einsum("gki,gi->gk", vectors, turned), bool(np.all(eigen < 1 - DETERMINED))
 
 
+def determined_by_one(gram: Array) -> bool:
+    """Whether one run alone determines the last of the orthonormal columns, given their products [R, k, k] by run.
+
+    That run's residuals have no share in the column, so no other run can tell the coefficient's error.
+    """
+    eigen, vectors = np.linalg.eigh(gram)
+    share = np.sum(np.where(eigen < 1 - DETERMINED, 0.0, vectors[:, -1] ** 2), axis=1)
+    return bool(np.any(share > DETERMINED))
+
+
 def evenly_spaced(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
     """A sample of about `most` rows, and their weights [O, n]; all rows if there are no more.
 
