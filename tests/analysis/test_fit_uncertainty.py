@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize, special
 from test_fit_table1 import NAMES, table
 
-from forgetting.analysis.fit import fit_law
+from forgetting.analysis.fit import fit_law, summed
 from forgetting.analysis.fit.bootstrap import left_out_residuals, resample, student, widening
 from forgetting.analysis.fit.data import read_data
 from forgetting.analysis.fit.line import fit_both
@@ -224,6 +224,25 @@ def coverage(simulations: int) -> dict[str, float]:
         low, high = np.quantile(draws.theta @ np.array([-1.1, 1.0]), [0.025, 0.975])
         hits["points"] += bool(low <= 3 - 1.5 * 1.1 <= high)
     return {k: v / simulations for k, v in hits.items()}
+
+
+@pytest.mark.parametrize("large", [10, 2000])
+@pytest.mark.parametrize("intervals", ["bootstrap", "profile"])
+@pytest.mark.parametrize("weights", ["none", "se"])
+def test_a_parameter_of_one_run_has_no_interval(monkeypatch, large, intervals, weights):
+    """Its own residuals vanish there, so resampling them gave intervals that held the truth 40 % of the time."""
+    monkeypatch.setattr(summed, "LARGE", large)
+    rng = np.random.default_rng(3)
+    run, step = np.repeat(np.arange(8), 5), np.tile(np.arange(1.0, 6.0), 8)
+    y = 2 + step**-0.5 + rng.normal(0, 0.1, 8)[run] + rng.normal(0, 0.01, 40)
+    se = rng.uniform(0.01, 0.02, 40)
+    for formula in ("y = a + b*z + c*log(step)", "y = a + b*z + c/step**d"):
+        law = FormulaLaw(formula, ["z", "step"])
+        for few, treated in ((True, run == 3), (False, (run == 3) | (run == 5))):
+            columns = {"run_id": [f"r{r}" for r in run], "step": step, "z": treated * 1.0, "y": y, "y_se": se}
+            fit = fit_law(law, columns, intervals=intervals, weights=weights, bootstrap=20, starts=8)
+            assert np.isnan(fit.parameters["b"].low) == few == (not fit.draws)
+            assert sum("run 'r3' alone determines" in w for w in fit.warnings) == few
 
 
 @pytest.mark.full

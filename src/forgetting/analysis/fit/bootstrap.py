@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.analysis.fit.orthogonal import orthogonal
-from forgetting.analysis.fit.runwise import grams, pull_of_runs, sums
+from forgetting.analysis.fit.runwise import grams, pull_of_runs, sole_run, sums
+from forgetting.analysis.fit.shape import FLAT
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws.base import Array
 
@@ -173,8 +174,26 @@ def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
     return np.asarray(residual + np.einsum("mk,mk->m", basis, own[group]))
 
 
-def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
-    """[m, k] orthonormal basis of the weighted Jacobian's columns of free parameters, at theta [K]; weights are [m]."""
+def sole_unit(problem: Problem, theta: Array, weights: Array, run: Array) -> int | None:
+    """The index of a run that alone determines a direction of the parameters, so that no other shows its error there.
+
+    None if there is none. Flat directions do not count.
+
+    Args:
+        problem: law in fitted coordinates.
+        theta: [K] the best fit.
+        weights: [O, n] weights.
+        run: [n] run index of each row.
+    """
+    basis = free_basis(problem, theta, weights.reshape(-1), FLAT)
+    return sole_run(grams(basis, np.tile(run, len(weights)), int(run.max()) + 1))
+
+
+def free_basis(problem: Problem, theta: Array, weights: Array, least: float = 1e-10) -> Array:
+    """[m, k] orthonormal basis of the weighted Jacobian's columns of free parameters, at theta [K]; weights are [m].
+
+    It leaves out directions with a singular value below the share `least` of the largest.
+    """
     log, free = problem.log_mask(False), problem.movable(theta)
     with np.errstate(all="ignore"):
         factor = np.asarray(problem.objective.jacobian_factor(problem.values(theta[None])[0])).reshape(-1, 1)
@@ -183,7 +202,7 @@ def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
     norm = np.linalg.norm(jacobian, axis=0)
     columns, _ = orthogonal(jacobian[:, norm > 0] / norm[norm > 0], problem.solvable[free][norm > 0])
     left, singular, _ = np.linalg.svd(columns, full_matrices=False)
-    return np.asarray(left[:, singular > 1e-10 * singular[:1].max(initial=0.0)])
+    return np.asarray(left[:, singular > least * singular[:1].max(initial=0.0)])
 
 
 def freedom(problem: Problem, theta: Array, weights: Array, run: Array) -> float:

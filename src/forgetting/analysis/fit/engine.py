@@ -25,7 +25,17 @@ from forgetting.analysis.fit.diagnostics import (
 from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.identify import NONE, Lowest, identify
 from forgetting.analysis.fit.information import Information, information
-from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles, spare_values, stopped
+from forgetting.analysis.fit.intervals import (
+    can_draw,
+    draw,
+    enough,
+    estimates,
+    loose,
+    no_other,
+    profiles,
+    spare_values,
+    stopped,
+)
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
 from forgetting.analysis.fit.misfit import alarms, misfits, plain_misfits
@@ -203,7 +213,8 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     starts = 0 if cells.linear else options.starts
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, starts)]
     draws = public = residual = None
-    if can_draw(data, options.bootstrap, spare_values(problem, weights, looks.at_bounds), warnings):
+    able = can_draw(data, options.bootstrap, spare_values(problem, weights, looks.at_bounds), warnings)
+    if able and no_other(data, summed.sole_unit(cells, found.theta), warnings):
         draws, signs, residual = summed.resample(cells, found.theta, options.bootstrap, rng)
         if enough(draws, options.bootstrap, warnings):
             public = summed.public_draws(cells, adapted, draws.theta, signs, residual, found.theta)

@@ -6,7 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from forgetting.analysis.fit.bootstrap import LOST, MIN_RUNS, Draws, resample, scheme_for, symmetric_interval
+from forgetting.analysis.fit.bootstrap import (
+    LOST,
+    MIN_RUNS,
+    Draws,
+    resample,
+    scheme_for,
+    sole_unit,
+    symmetric_interval,
+)
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.estimate import BOUND, Estimate
 from forgetting.analysis.fit.identify import Grade
@@ -58,6 +66,20 @@ def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
     return True
 
 
+def no_other(data: Data, alone: int | None, warnings: list[str]) -> bool:
+    """Whether no run (or row, or group) alone determines a direction; adds a warning about the one that does."""
+    if alone is None:
+        return True
+    name = data.runs[alone]
+    what = f"row {int(name) + 1}" if data.unit == "row" else f"{data.unit} '{name}'"
+    said = (
+        f"no intervals: {what} alone determines a combination of parameters, so no other {data.unit} shows its error; "
+        f"add another {data.unit} like it, or leave it out"
+    )
+    warnings += [] if said in warnings else [said]
+    return False
+
+
 def spare_values(problem: Problem, weights: Array, at_bounds: Collection[str]) -> int:
     """Degrees of freedom of the residuals: values with positive weight minus parameters not fixed or at a bound."""
     return int(np.sum(weights > 0)) - int(np.sum(~problem.fixed)) + len(at_bounds)
@@ -85,6 +107,8 @@ def draw(
     if not can_draw(data, count, spare, warnings):
         return None
     scheme = scheme_for(problem, iid=data.iid)
+    if scheme != "normal" and not no_other(data, sole_unit(problem, found.theta, weights, data.run), warnings):
+        return None
     draws = resample(problem, found.theta, data.y, weights, data.run, count=count, rng=rng, scheme=scheme, spare=spare)
     return draws if enough(draws, count, warnings) else None
 
@@ -159,11 +183,16 @@ def profiles(
     confidence: float,
     warnings: list[str],
 ) -> dict[str, Estimate]:
-    """Profile-likelihood intervals, which replace the bootstrap's, for parameters that are fitted coordinates."""
+    """Profile-likelihood intervals, which replace the bootstrap's, for parameters that are fitted coordinates.
+
+    Empty for too few runs or rows, and, with a warning, if a run alone determines a direction.
+    """
     if len(data.runs) < MIN_RUNS or spare_values(problem, weights, ()) <= 0:
         return {}
     out = {}
     alone = scheme_for(problem, iid=data.iid) == "normal"
+    if not alone and not no_other(data, sole_unit(problem, found.theta, weights, data.run), warnings):
+        return {}
     run = None if alone else np.tile(data.run, data.y.shape[0])
     for name, estimate in parameters.items():
         fitted = adapted.fitted_name(name)

@@ -44,6 +44,12 @@ def pull_of_runs(gram: Array, score: Array) -> tuple[Array, bool]:
     return np.einsum("gki,gi->gk", vectors, turned), bool(np.all(eigen < 1 - DETERMINED))
 
 
+def sole_run(gram: Array) -> int | None:
+    """The first run that alone determines some direction, given products [R, k, k] of orthonormal columns by run."""
+    alone = np.linalg.eigvalsh(gram).max(axis=1, initial=0.0) >= 1 - DETERMINED
+    return int(np.argmax(alone)) if alone.any() else None
+
+
 def determined_by_one(gram: Array) -> bool:
     """Whether one run alone determines the last of the orthonormal columns, given their products [R, k, k] by run.
 

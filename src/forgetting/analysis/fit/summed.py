@@ -27,9 +27,9 @@ from forgetting.analysis.fit.bootstrap import (
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.orthogonal import RANK, lengths
-from forgetting.analysis.fit.runwise import LEAST_RUNS, sums, thinned
+from forgetting.analysis.fit.runwise import LEAST_RUNS, grams, sole_run, sums, thinned
 from forgetting.analysis.fit.search import Found, search
-from forgetting.analysis.fit.shape import Shape, shape
+from forgetting.analysis.fit.shape import FLAT, Shape, shape
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.fit.validate import FOLDS, between_and_within, root_mean_square, scatter
 from forgetting.analysis.laws.base import Adapted, Array
@@ -218,6 +218,18 @@ def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
         left = without_own_run(part.reshape(-1, split.shape[2]), weighted, np.tile(cells.data.run[at], outputs))
         out[:, at] = left.reshape(outputs, -1) / np.where(root > 0, root, 1.0)
     return out
+
+
+def sole_unit(cells: Cells, theta: Array) -> int | None:
+    """`bootstrap.sole_unit`, from cells."""
+    basis = free_basis(cells.problem, theta, cells.mass.reshape(-1), FLAT)
+    run, runs, outputs = cells.data.run, len(cells.data.runs), len(cells.mass)
+    if cells.linear:
+        return sole_run(grams(basis, np.tile(run, outputs), runs))
+    size = basis.shape[1]
+    products = (basis[:, :, None] * basis[:, None, :]).reshape(outputs, -1, size * size) / cells.mass[:, :, None]
+    every = sum(sums(own, w, cells.cell, run, runs) for own, w in zip(products, cells.weights, strict=True))
+    return sole_run(np.asarray(every).reshape(runs, size, size))
 
 
 def freedom(cells: Cells, theta: Array) -> float:
