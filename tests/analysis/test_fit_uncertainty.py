@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import optimize, special
@@ -179,6 +181,31 @@ def test_noise_in_the_finetune_loss_flattens_only_least_squares():
         fit_law("linear", table, objective="errors-in-both")
     with pytest.raises(UsageError, match="is for law 'linear'"):
         fit_law("chinchilla", {"N": [1], "D": [1], "loss": [1]}, objective="errors-in-both")
+
+
+def test_errors_in_both_losses_of_a_loss_from_another_column() -> None:
+    """Its standard errors are those of that column, and not finetune_loss_se."""
+    columns = {k: np.array(v) for k, v in lines(np.random.default_rng(7)).items()}
+    size = np.linspace(0.01, 0.05, len(columns["run_id"]))
+    columns |= {"finetune_loss_se": size, "forgetting_loss_se": np.full(size.size, 0.01)}
+    other = columns | {"ft": columns["finetune_loss"], "ft_se": size[::-1]}
+    renamed = columns | {"finetune_loss_se": size[::-1]}
+    options = {"objective": "errors-in-both", "bootstrap": 0}
+    mapped = fit_law("linear", other, columns={"finetune_loss": "ft"}, **options)
+    assert mapped.theta == pytest.approx(fit_law("linear", renamed, **options).theta, rel=1e-12)
+    with pytest.raises(UsageError, match="that is COLUMN_se"):
+        fit_law("linear", columns | {"ft": size}, columns={"finetune_loss": "ft"}, **options)
+
+
+def test_errors_in_both_losses_of_many_rows_take_little_memory() -> None:
+    rng = np.random.default_rng(8)
+    x, size = rng.normal(size=3000), np.full(3000, 0.1)
+    counts = rng.multinomial(30, np.full(30, 1 / 30), size=100)[:, np.arange(3000) % 30].astype(float)
+    tracemalloc.start()
+    found = fit_both(x, 2 - x + 0.1 * rng.normal(size=3000), size, size, counts)[0]
+    assert tracemalloc.get_traced_memory()[1] < 200e6  # an array of resamples, angles and rows has 1.7 GB
+    tracemalloc.stop()
+    assert np.abs(found - [1, 2]).max() < 0.02
 
 
 def test_errors_in_both_losses_of_a_constant_loss() -> None:

@@ -197,7 +197,7 @@ def read_data(
     alone = iid or not names
     if alone:
         names, codes, inner = tuple(str(i) for i in rows), np.arange(rows.size), None
-    extra = _useful(table, present, rows, where)
+    extra = _useful(table, columns, present, rows, where)
     x, y = {name: got[name] for name in law.variable_names}, np.stack([got[name] for name in law.outputs])
     said = (*warnings, *gaps, *found.warnings)
     by = () if inner is None else by
@@ -237,9 +237,14 @@ def _gaps(column: Any, rows: Array) -> Array:
     return np.array([is_missing(cell) for cell in np.asarray(column, dtype=object)[rows]], dtype=bool)
 
 
-def _useful(table: Any, present: list[str], rows: Array, where: Where) -> dict[str, Array]:
-    """Optional columns that are present: those of USEFUL, an index of each row's seed (or NaN), and the data set."""
-    extra = {name: loose(table[name], name, rows, where) for name in USEFUL if name in present}
+def _useful(table: Any, columns: Mapping[str, str], present: list[str], rows: Array, where: Where) -> dict[str, Array]:
+    """Optional columns that are present: those of USEFUL, an index of each row's seed (or NaN), and the data set.
+
+    The standard error of a variable that is read from another column (`columns`) is that column's.
+    """
+    sources = {name: name for name in USEFUL}
+    sources |= {f"{name}_se": f"{column}_se" for name, column in columns.items() if f"{name}_se" in USEFUL}
+    extra = {name: loose(table[column], column, rows, where) for name, column in sources.items() if column in present}
     if "seed" in present:
         names, place = coded(table["seed"])
         known = np.array([not is_missing(name) for name in names], dtype=bool)

@@ -22,6 +22,10 @@ from forgetting.errors import UsageError
 OBJECTIVE = "errors-in-both"
 GRID = 721
 """Angles of the line tried at first, from -90 to 90 degrees."""
+FINE = 9
+"""Angles tried around the best in each later round."""
+CHUNK = 1_000_000
+"""Most numbers in one array, 8 MB."""
 
 
 def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: float) -> Fit:
@@ -33,7 +37,8 @@ def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: f
     x_se = data.columns.get("finetune_loss_se")
     if data.se is None or x_se is None or not (np.isfinite(x_se) & (x_se > 0)).all():
         raise UsageError(
-            f"{OBJECTIVE} needs positive finetune_loss_se and forgetting_loss_se in every row of '{label}'"
+            f"{OBJECTIVE} needs positive finetune_loss_se and forgetting_loss_se in every row of '{label}'; for a loss "
+            "read from another column (--map finetune_loss=COLUMN), that is COLUMN_se"
         )
     law = LAWS["linear"]
     x, y, runs = data.x["finetune_loss"], data.y[0], len(data.runs)
@@ -92,21 +97,45 @@ def fit_both(x: Array, y: Array, x_se: Array, y_se: Array, rows: Array) -> tuple
     x_unit, y_unit = float(np.std(x)), float(np.std(y)) if not is_constant(y) else 1.0
     u, v = (x - x_mean) / x_unit, (y - y_mean) / y_unit
     u_se, v_se = x_se / x_unit, y_se / y_unit
-    low = np.full(rows.shape[0], -np.pi / 2)
-    high = np.full(rows.shape[0], np.pi / 2)
-    angle = np.zeros(rows.shape[0])
-    for level in range(12):
-        grid = np.linspace(0, 1, GRID if level == 0 else 9)
-        tried = low[:, None] + (high - low)[:, None] * grid
-        cost = _cost(tried, u, v, u_se, v_se, rows)[0]
-        best = np.argmin(cost, axis=1)
-        angle = tried[np.arange(angle.size), best]
-        width = (high - low) / (grid.size - 1)
-        low, high = angle - width, angle + width
-    cost, level_at = _cost(angle[:, None], u, v, u_se, v_se, rows)
+    grid = np.linspace(-np.pi / 2, np.pi / 2, GRID)
+    best = np.argmin(_coarse_cost(grid, u, v, u_se, v_se, rows), axis=1)
+    step = max(1, CHUNK // (FINE * x.size))
+    parts = [
+        _refined(grid[best[i : i + step]], np.pi / (GRID - 1), u, v, u_se, v_se, rows[i : i + step])
+        for i in range(0, len(rows), step)
+    ]
+    angle, cost, level = (np.concatenate(part) for part in zip(*parts, strict=True))
     slope = 0.0 - np.tan(angle) * y_unit / x_unit  # not -0
-    intercept = y_mean + level_at[:, 0] / np.cos(angle) * y_unit + slope * x_mean
-    return np.stack([slope, intercept], axis=1), cost[:, 0]
+    intercept = y_mean + level / np.cos(angle) * y_unit + slope * x_mean
+    return np.stack([slope, intercept], axis=1), cost
+
+
+def _coarse_cost(angle: Array, u: Array, v: Array, u_se: Array, v_se: Array, rows: Array) -> Array:
+    """[S, G] objective at [G] angles, up to rounding, from sums that need no array of resamples times rows."""
+    mass, first, second = np.zeros((3, len(rows), len(angle)))
+    cosine, sine = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    step = max(1, CHUNK // len(angle))
+    for i in range(0, u.size, step):
+        at = slice(i, i + step)
+        weight = 1 / ((cosine * v_se[at]) ** 2 + (sine * u_se[at]) ** 2)
+        height = cosine * v[at] - sine * u[at]
+        mass += rows[:, at] @ weight.T
+        first += rows[:, at] @ (weight * height).T
+        second += rows[:, at] @ (weight * height**2).T
+    return np.asarray(second - first**2 / mass)
+
+
+def _refined(
+    angle: Array, width: float, u: Array, v: Array, u_se: Array, v_se: Array, rows: Array
+) -> tuple[Array, Array, Array]:
+    """[S] angles with the lowest objective within `width` of the given ones, the objective, and the line's distance."""
+    for _ in range(11):
+        tried = angle[:, None] + width * np.linspace(-1, 1, FINE)
+        best = np.argmin(_cost(tried, u, v, u_se, v_se, rows)[0], axis=1)
+        angle = tried[np.arange(angle.size), best]
+        width = 2 * width / (FINE - 1)
+    cost, level = _cost(angle[:, None], u, v, u_se, v_se, rows)
+    return angle, cost[:, 0], level[:, 0]
 
 
 def _cost(angle: Array, u: Array, v: Array, u_se: Array, v_se: Array, rows: Array) -> tuple[Array, Array]:
