@@ -12,6 +12,8 @@ from scipy import stats
 from typer.testing import CliRunner
 
 import forgetting
+from forgetting.analysis.fit import fit_law
+from forgetting.analysis.laws import FormulaLaw
 from forgetting.cli import laws
 from forgetting.errors import UsageError
 
@@ -111,3 +113,25 @@ def test_without_later_steps_nothing_can_be_left_out() -> None:
     made["run_id"] = np.arange(len(made))
     with pytest.raises(UsageError, match=r"0\.0 where a positive number is needed$"):
         forgetting.fit(made.assign(trainable_params=1.0, finetune_loss=1.0, forgetting_loss=1.0))
+
+
+def test_steps_from_another_column_tell_runs_and_copies() -> None:
+    """Without them every row counted as a run, and intervals were several times too narrow."""
+    law, made = FormulaLaw("loss = a + b*step", ["step"]), shared()
+    renamed = made.rename(columns={"step": "iteration"})
+    plain = fit_law(law, made, bootstrap=20)
+    mapped = fit_law(law, renamed, columns={"step": "iteration"}, bootstrap=20)
+    assert plain.n_runs == mapped.n_runs == 9
+    assert plain.parameters == mapped.parameters
+    named = renamed.assign(run_id=[f"r{rank}s{seed}" for rank, seed in zip(made["rank"], made["seed"], strict=True)])
+    twice = pd.concat([named, named.iloc[:1].assign(loss=3.0)])
+    with pytest.raises(UsageError, match="rows 1 and 46 are the same run and step"):
+        fit_law(law, twice, columns={"step": "iteration"})
+
+
+def test_one_step_written_in_two_ways_is_one_step() -> None:
+    made = shared().astype({"step": str}).assign(run_id="r")
+    made = made.iloc[: len(STEPS)]
+    twice = pd.concat([made, made.iloc[:1].assign(step="10", loss=3.0)])
+    with pytest.raises(UsageError, match="rows 1 and 6 are the same run and step"):
+        fit_law(FormulaLaw(LAW, ["x"]), twice)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit.cells import Where, floats, is_numeric, loose
+from forgetting.analysis.fit.cells import Where, loose
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.named_runs import IDENTIFYING, combined, told_runs
 from forgetting.analysis.selection import coded
@@ -80,14 +80,15 @@ def find_runs(
         _refuse_blank(*coded(table[name]), name, rows, where)
     code, names = combined(table, by, rows)
     names = tuple(name.removeprefix(f"{by[0]}=") for name in names) if len(by) == 1 else names
-    if _steps_differ(table, present, rows, code):
+    steps = _steps(table, present, rows, got, where)
+    if steps is not None and _steps_differ(steps, code):
         return Runs(names, code)
-    copies = _copies_in(table, present, rows, code, got)
+    copies = _copies_in(table, steps, rows, code, got)
     if copies is None:
         return Runs(names, code)
     finer = tuple(name for name in ([RUN] if RUN in present else IDENTIFYING) if name in present)
     inner = combined(table, tuple(dict.fromkeys([*by, *finer])), rows)[0]
-    if by == (RUN,) or _copies_in(table, present, rows, inner, got) is not None:
+    if by == (RUN,) or _copies_in(table, steps, rows, inner, got) is not None:
         raise UsageError(_repeated(table, present, rows, names[code[copies[0]]], copies, by, got, where))
     return Runs(names, code, inner=inner)
 
@@ -104,7 +105,7 @@ def _repeated(
 ) -> str:
     """The message for two rows of one run with the same measurement."""
     first, second = (rows[i] for i in copies)
-    what = "run and step" if "step" in present else "measurement"
+    what = "run and step" if "step" in present or "step" in got else "measurement"
     said = f"{where}, rows {where.row(first)} and {where.row(second)} are the same {what} ({name})"
     other = [
         column
@@ -127,9 +128,10 @@ def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array],
     copies = _copies(table, present, rows, got, where)
     hint = ["if column 'run' says which rows belong to one run, give --run run (run='run')"] if "run" in present else []
     unknown = Runs((), rows, (*copies, *hint))
-    if "step" not in present:
+    steps = _steps(table, present, rows, got, where)
+    if steps is None:
         return unknown
-    told = told_runs(table, present, rows, loose(table["step"], "step", rows, where))
+    told = told_runs(table, present, rows, steps)
     if told.clash is not None or not 1 < len(told.names) < rows.size:
         return unknown
     said = f"the table has no column 'run_id': treating rows with the same {', '.join(told.columns)} as one run"
@@ -150,12 +152,19 @@ def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: 
         )
 
 
-def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) -> bool:
-    """Whether the steps within each run are all different; False also if steps are not numbers."""
-    if "step" not in present or not is_numeric(table["step"]):
-        return False
-    steps = floats(table["step"])[rows]
-    step = np.searchsorted(np.unique(steps), steps)
+def _steps(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, Array], where: Where) -> Array | None:
+    """[n] steps: those of the law, which may be from another column, or else the column `step`; None without either.
+
+    NaN for a step that is not a number.
+    """
+    if "step" in got:
+        return got["step"]
+    return loose(table["step"], "step", rows, where) if "step" in present else None
+
+
+def _steps_differ(steps: Array, code: Array) -> bool:
+    """Whether the [n] steps within each run are all different; steps that are not numbers count as equal."""
+    step = np.unique(steps, return_inverse=True)[1]
     both = np.sort(code * (step.max(initial=0) + 1) + step)
     return bool((both[1:] != both[:-1]).all())
 
@@ -181,7 +190,7 @@ def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, A
 
 
 def _copies_in(
-    table: Any, present: Sequence[str], rows: Array, code: Array, got: Mapping[str, Array]
+    table: Any, steps: Array | None, rows: Array, code: Array, got: Mapping[str, Array]
 ) -> tuple[int, int] | None:
     """The first two of the [n] rows that are the same measurement of a run; None if there are none.
 
@@ -189,15 +198,19 @@ def _copies_in(
 
     Args:
         table: columns by name.
-        present: their names.
+        steps: [n] from `_steps`; those that are not numbers are compared as texts.
         rows: [n] numbers of the rows.
         code: [n] the run of each.
         got: [n] values of the law's variables and outputs.
     """
-    if "step" in present:
-        cells: list[Any] = [str(step) for step in np.asarray(table["step"], dtype=object)[rows]]
-    else:
+    cells: list[Any]
+    if steps is None:
         cells = list(zip(*(values.tolist() for values in got.values()), strict=True))
+    else:
+        cells, unread = steps.tolist(), np.flatnonzero(np.isnan(steps)).tolist()
+        texts = np.asarray(table["step"], dtype=object) if unread else rows
+        for at in unread:
+            cells[at] = str(texts[rows[at]])
     seen: dict[Any, int] = {}
     for i, key in enumerate(zip(code.tolist(), cells, strict=True)):
         if key in seen:
