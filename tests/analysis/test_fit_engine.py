@@ -17,6 +17,7 @@ from forgetting.analysis.fit import Fit, extrapolation_tests, fit_from_published
 from forgetting.analysis.fit.data import read_data
 from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.fit.search import search
+from forgetting.analysis.fit.show import comparison_text
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws import LAWS, PUBLISHED, FormulaLaw, FunctionLaw, Parameter
 from forgetting.analysis.laws.shifted_power import Centred, centre_of
@@ -220,6 +221,20 @@ def test_aicc_prefers_the_law_that_made_the_data_and_is_its_formula():
     # laws of other outputs are not compared
     line = fit_law("linear", table(NAMES[0], noise=0.004), bootstrap=0)
     assert [r["delta_aicc"] for r in rank_laws([right, line])] == [0, 0]
+
+
+def test_laws_fitted_to_other_rows_are_not_compared():
+    """AICc falls with the number of rows, so the law of fewer rows would look far worse."""
+    rng = np.random.default_rng(1)
+    n, z = np.geomspace(1, 1000, 40), rng.normal(size=40)
+    t = {"n": n, "z": np.where(np.arange(40) % 2, z, np.nan), "loss": 1 - 0.1 * np.log(n) + 0.1 * z}
+    t["loss"] = t["loss"] + rng.normal(0, 0.01, 40)
+    laws = (FormulaLaw("loss = E + A*log(n)", ["n"]), FormulaLaw("loss = E + A*log(n) + B*z", ["n", "z"]))
+    ranked = rank_laws([fit_law(law, t, bootstrap=0) for law in laws])
+    assert [(row["n_points"], row["delta_aicc"]) for row in ranked] == [(40, 0), (20, 0)]
+    header, first, second = comparison_text("d", ranked).splitlines()[1:4]
+    assert (header.split()[-1], first.split()[-1], second.split()[-1]) == ("rows", "40", "20")
+    assert "rows" not in comparison_text("d", ranked[:1]).splitlines()[1]
 
 
 def test_r2_of_other_methods_is_that_of_the_law_as_it_was_fitted():

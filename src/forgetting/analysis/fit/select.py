@@ -141,23 +141,30 @@ def rank_laws(fits: Sequence[Fit]) -> list[dict[str, Any]]:
     """Fits of different laws to the same table, best AICc first, with their leave-one-run-out errors.
 
     Fits without an AICc are left out. Likelihoods of different data cannot be compared, so laws are sorted by outputs
-    first, and `delta_aicc` is the difference from the best law with the same outputs. AICc treats every measured value
-    as independent, which steps of a run are not; if the two disagree, trust the leave-one-run-out error.
+    first, then by the rows that they were fitted to (a law that needs a further column may lack some), and `delta_aicc`
+    is the difference from the best law with the same outputs and rows. AICc treats every measured value as independent,
+    which steps of a run are not; if the two disagree, trust the leave-one-run-out error.
     """
     known = [f for f in fits if f.diagnostics.get("aicc") is not None]
-    best: dict[tuple[str, ...], float] = {}
+    best: dict[tuple[Any, ...], float] = {}
     for f in known:
-        outputs = f.law_object.outputs
-        best[outputs] = min(best.get(outputs, float("inf")), f.diagnostics["aicc"])
-    rows = [
+        best[_fitted_to(f)] = min(best.get(_fitted_to(f), float("inf")), f.diagnostics["aicc"])
+    order = sorted(known, key=lambda f: (_fitted_to(f), float(f.diagnostics["aicc"])))
+    return [
         {
             "law": f.law_object.called,
             "aicc": f.diagnostics["aicc"],
             "outputs": list(f.law_object.outputs),
-            "delta_aicc": f.diagnostics["aicc"] - best[f.law_object.outputs],
+            "n_points": f.n_points,
+            "delta_aicc": f.diagnostics["aicc"] - best[_fitted_to(f)],
             "leave_one_run_out": f.diagnostics["leave_one_run_out"],
             "r2": f.r2,
         }
-        for f in known
+        for f in order
     ]
-    return sorted(rows, key=lambda row: (row["outputs"], float(row["aicc"])))
+
+
+def _fitted_to(fit: Fit) -> tuple[tuple[str, ...], int, bytes]:
+    """The outputs of a fit, minus its number of rows, and which rows these are, if known."""
+    rows = None if fit.data is None else fit.data.row
+    return fit.law_object.outputs, -fit.n_points, b"" if rows is None else rows.tobytes()

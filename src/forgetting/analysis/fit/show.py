@@ -95,12 +95,16 @@ def shares(laws: Mapping[str, float]) -> str:
 
 def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:
     """A table that compares the laws fitted to one data set, given rows of `rank_laws`."""
-    table = [("law", "AICc", "above best", "error on left-out runs, nats/token")]
+    table: list[tuple[str, ...]] = [("law", "AICc", "above best", "error on left-out runs, nats/token")]
     for row in ranked:
         left = (row["leave_one_run_out"] or {}).get("rmse", {})
         errors = ", ".join(f"{k} {number(v)}" for k, v in left.items()) or "-"
         table.append((row["law"], f"{row['aicc']:.1f}", f"{row['delta_aicc']:.1f}", errors))
-    note = "AICc treats steps of a run as independent and compares only laws for the same outputs."
+    note = "AICc treats steps of a run as independent and compares only laws for the same outputs and rows."
+    if len({tuple(row["outputs"]) for row in ranked}) < len({(*row["outputs"], row["n_points"]) for row in ranked}):
+        table = [
+            (*cells, rows) for cells, rows in zip(table, ("rows", *(f"{r['n_points']:,}" for r in ranked)), strict=True)
+        ]
     return f"{label}: which law?\n{aligned(table)}\n{note}"
 
 
