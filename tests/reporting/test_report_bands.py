@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from test_report import study, with_words
@@ -20,6 +21,8 @@ from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.numbers import MINUS
 from forgetting.errors import UsageError
 from forgetting.reporting import render_study
+from forgetting.reporting.aggregate import MOST_POINTS, drawn
+from forgetting.reporting.curves import fitted_steps
 from forgetting.reporting.figures import charts, hover_texts
 from forgetting.reporting.sections import predictions
 from forgetting.reporting.series import Panel, group, panels, tidy
@@ -191,3 +194,27 @@ def test_scales_known_to_decades_are_powers_of_ten_in_the_table_of_laws(made):
     page = render_study(config, table, runs, fits)
     assert '<td class="num">10<sup>98.5</sup></td><td class="num soft">10<sup>−12.0</sup> to 10<sup>150.7</sup>' in page
     assert '<td class="num">not determined</td><td class="num soft">–</td>' in page
+
+
+def test_mitigated_runs_have_no_curve_of_the_plain_ones_law(made):
+    """The law is fitted to plain runs, and at the mitigated runs' P it would repeat their curve."""
+    config, table, runs, fits = made
+    one = table[table["rank"] == 8]
+    replay = one.assign(run_id="replay", label="lora", mitigation="replay fraction=0.1")
+    panel = panel_of((config, pd.concat([table, replay]), runs, fits))
+    assert [s.label for s in panel.series][-1] == "LoRA rank 8 + replay fraction=0.1"
+    curves = {trace["meta"]["series"] for trace in fitted_steps(panel, "finetune_loss")}
+    assert curves == {s.key for s in panel.series[:-1]}
+
+
+def test_a_means_error_counts_only_runs_that_have_the_quantity(made):
+    table = made[1]
+    copies = [table.assign(run_id=table["run_id"] + f"-{i}", forgetting=1.0 + i, agreement=0.5) for i in range(4)]
+    more = pd.concat(copies)
+    more.loc[more["run_id"].str.endswith("-3"), "forgetting"] = np.nan
+    more.loc[~more["run_id"].str.endswith("-3"), "agreement"] = np.nan
+    rows = tidy(pd.concat([more.assign(step=more["step"] + 1000 * i) for i in range(10)]))
+    assert len(rows) > MOST_POINTS
+    means, _ = drawn(rows, group(rows, []))
+    assert means["forgetting_se"].to_numpy() == pytest.approx(1 / np.sqrt(3))
+    assert means["agreement_se"].to_numpy() == pytest.approx(0.0021)

@@ -63,10 +63,10 @@ def _means(rows: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
     groups = rows.groupby(["dataset", "series", "status", "step"], sort=True, observed=True)
     mean = groups[[name for name in NUMBERS if name != "step"]].mean().astype("float64")
     count = groups.size()
-    spread = groups[list(MEANS)].std(ddof=1)
-    for name in MEANS:
-        between: pd.Series[float] = spread[name] / np.sqrt(count)
-        mean[f"{name}_se"] = between.where(count > 1, mean[f"{name}_se"])
+    spread, known = groups[list(MEANS)].std(ddof=1), groups[list(MEANS)].count()
+    for name in MEANS:  # a run may lack a quantity
+        between: pd.Series[float] = spread[name] / np.sqrt(known[name])
+        mean[f"{name}_se"] = between.where(known[name] > 1, mean[f"{name}_se"])
     first = groups[["method", "label", "mitigation"]].first() if "label" in rows else groups[["method"]].first()
     out = mean.join(first).reset_index()
     runs = [

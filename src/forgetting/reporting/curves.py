@@ -61,7 +61,10 @@ def bent_line(panel: Panel) -> Bend | None:
 
 
 def fitted_steps(panel: Panel, column: str, less: float = 0.0) -> list[dict[str, Any]]:
-    """The joint law against steps, one curve per series, with bands on the series that `banded` returns."""
+    """The joint law against steps, one curve per series of plain runs, with bands on the series that `banded` returns.
+
+    The law says nothing about mitigated runs: at their P it would repeat the curve of the plain ones.
+    """
     if panel.joint is None:
         return []
     traces = []
@@ -69,8 +72,9 @@ def fitted_steps(panel: Panel, column: str, less: float = 0.0) -> list[dict[str,
     bounds = [max(0.75 * low, 1.0), low, high, 1.1 * high]
     shown = banded(panel)
     for series in panel.series:
-        size = float(panel.of(series)["trainable_params"].median())
-        if finite(size) and size > 0:
+        mine = panel.of(series)
+        size = float(mine["trainable_params"].median())
+        if finite(size) and size > 0 and not (mine["mitigation"] != "").any():
             look: dict[str, Any] = {"colour": f"var(--{series.key})", "width": 1.4, "key": series.key}
             look |= {"less": less}
             look["band"] = shown is not None and series.key == shown.key
