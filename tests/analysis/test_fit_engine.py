@@ -369,3 +369,5 @@ def test_a_surface_with_overflowing_parameters_is_not_refused() -> None:
     first, second = (f.predict("forgetting_loss", trainable_params=3e6, step=70).value for f in (fit, again))
     assert first == second
     assert "outside the range of numbers; only its ratio matters" in str(fit)
+    assert again.parameters["a_f"].value == math.inf
+    assert str(again) == str(fit)

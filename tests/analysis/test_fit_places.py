@@ -185,6 +185,18 @@ def test_seeds_are_read_as_names_and_a_run_without_one_is_its_own() -> None:
     assert fitted(gaps).diagnostics["places"] == plain
 
 
+def test_groups_of_runs_with_several_seeds_are_tested_by_groups() -> None:
+    """All groups have the same largest seed, which made one unit of them, and no step was tested."""
+    made = straight(np.random.default_rng(0), runs=18)
+    made |= {"seed": made["run_id"] % 3, "model": made["run_id"] // 3, "P": 1.0 + made["run_id"] // 3}
+    made["loss"] = made["loss"] + 0.2 * (made["step"] == 40)
+    law = FormulaLaw("loss = a + b*step + c*P", ["step", "P"])
+    with_seeds = fit_law(law, made, run="model", bootstrap=0).diagnostics["places"]
+    del made["seed"]
+    assert with_seeds == fit_law(law, made, run="model", bootstrap=0).diagnostics["places"]
+    assert any(one["x"] == {"step": 40.0} and one["p_holm"] < 0.05 for one in with_seeds)
+
+
 def test_objectives_of_logarithms_have_no_such_test() -> None:
     fit = fit_law("shifted_power", missed(by=0.03), bootstrap=0, starts=8, objective="log-least-squares")
     assert fit.diagnostics["places"] == []

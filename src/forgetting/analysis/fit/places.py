@@ -5,7 +5,8 @@ the residuals bend over the whole range. The tests are those of `misfit`, with a
 place. P values are corrected together for the means of all runs, and separately for those by number of parameters.
 
 Runs of one seed see the data in the same order and deviate together, so the mean of all runs at a step is tested by
-seeds if these are known, with at least LEAST of them. A run without a seed counts as a seed of its own.
+seeds if these are known, with at least LEAST of them. A run without a seed counts as a seed of its own, and so does a
+group of runs of several seeds.
 """
 
 from __future__ import annotations
@@ -137,14 +138,17 @@ def _tested(
 
 
 def by_seed(data: Data) -> Data:
-    """The data with seeds instead of runs; a run without a seed counts as a seed of its own."""
+    """The data with seeds instead of runs; a run without a seed, or a group of several, counts as a seed of its own."""
     seeds = data.columns.get("seed")
     if seeds is None:
         return data
-    seed = np.full(len(data.runs), -1)
-    np.maximum.at(seed, data.run, np.nan_to_num(seeds, nan=-1).astype(int))
+    known = np.isfinite(seeds)
+    run, own = data.run[known], seeds[known].astype(int)
+    first, seed = np.full(len(data.runs), np.iinfo(int).max), np.full(len(data.runs), -1)
+    np.minimum.at(first, run, own)
+    np.maximum.at(seed, run, own)
     alone = np.arange(len(data.runs)) + seed.max() + 1
-    unit = np.unique(np.where(seed < 0, alone, seed), return_inverse=True)[1]
+    unit = np.unique(np.where(first != seed, alone, seed), return_inverse=True)[1]
     return replace(data, run=unit[data.run], runs=tuple(map(str, range(int(unit.max()) + 1))))
 
 

@@ -275,7 +275,11 @@ class Fit(Result):
                 label=data["label"],
                 parameters={
                     k: Estimate(
-                        _number(e["value"]), _number(e["low"]), _number(e["high"]), str(e.get("identified", ""))
+                        # JSON has no infinity, and a value is never NaN
+                        math.inf if e["value"] is None else float(e["value"]),
+                        _number(e["low"]),
+                        _number(e["high"]),
+                        str(e.get("identified", "")),
                     )
                     for k, e in data["parameters"].items()
                 },
