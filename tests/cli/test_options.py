@@ -110,3 +110,29 @@ def test_data_sets_with_the_same_file_name_get_different_names() -> None:
     assert list(named_sources(["x.jsonl", "x.csv", "x.txt"])) == ["x", "x-2", "x-3"]
     with pytest.raises(UsageError, match=r"--train a/x\.jsonl: given twice"):
         named_sources(["a/x.jsonl", "a/x.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("evaluate {0} --html page.html", "--html: does not apply to a whole study"),
+        ("evaluate {0} --out answers", "--out: does not apply to a whole study"),
+        ("evaluate {0} --relearn", "--relearn: does not apply to a whole study"),
+        ("evaluate {0} --max-lost 0.1", "--max-lost: does not apply to a whole study"),
+        ("evaluate {0} --dtype float32", "--dtype: does not apply to a whole study"),
+        ("evaluate {0} --backend openai", "--backend: does not apply to a whole study"),
+        ("evaluate a b --confidence 0.9", "--confidence: only with --max-lost"),
+        ("card {0} {0}/study.yaml --context 64", "--context: only with --base"),
+        ("card {0} {0}/study.yaml --device cpu", "--device: only with --base"),
+        ("measure a b --text x --text-field split=a --text-field split=b", "--text-field split: given twice"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    given: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.yaml").write_text("name: x\n")
+    monkeypatch.setattr(sys, "argv", ["forgetting", *given.format(tmp_path).split()])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert says in capsys.readouterr().err

@@ -46,8 +46,8 @@ def card_command(
     if (result is None) == (base is None):
         raise UsageError("give either RESULT (a file with a result) or --base (the base model to measure against)")
     if result is not None:
-        if text or text_field:
-            raise UsageError("--text: only with --base; RESULT is already measured")
+        if how := [*o.words("--text", text), *o.words("--text-field", text_field), *o.words_of(measuring, models)]:
+            raise UsageError(f"{how[0]}: only with --base; RESULT is already measured")
         row, where = read_result(result), str(result)
     else:
         row, where = _measured(str(base), folder, text, text_field, measuring.given(models)), "the measurement"

@@ -196,10 +196,9 @@ class GateOptions:
         Raises:
             UsageError: not a share, a repeated name, or options of the gate without --max-lost.
         """
-        given = ("strict", "allow_undecided", "markdown", "junit")
         if not self.max_lost:
-            if idle := [name for name in given if getattr(self, name)]:
-                raise UsageError(f"--{idle[0].replace('_', '-')}: only with --max-lost")
+            if idle := o.words_of(self):
+                raise UsageError(f"{idle[0]}: only with --max-lost")
             return None
         check_undecided(self.strict, self.allow_undecided)
         return shares_of(self.max_lost, self.confidence)
@@ -260,8 +259,12 @@ def evaluate_command(
     points.
     """
     max_lost = gate.budget()
-    _check(judge, import_, tuned, base, relearn, export, max_lost is not None)
+    if judge is not None and import_ is not None:
+        raise UsageError("give --judge or --import, not both")
     if tuned is None:
+        one = {"judge": judge, "out": out, "import": import_, "relearn": relearn, "export": export, "html": html}
+        words = [word for name, value in one.items() for word in o.words(f"--{name}", value)]
+        _check_study(base, [*words, *o.words_of(gate, served, models)])
         _evaluate_study(Path(base), asking.plan(), as_json)
         return
     if not (asking.suite or base == "miniature" or asking.harmful or asking.harmless):
@@ -306,23 +309,14 @@ def markdown_summary(found: EvaluationCheck) -> str:
     return "\n".join([*lines, "", f"{models}.", *(f"- {escaped(n)}" for n in found.evaluation.notices), ""])
 
 
-def _check(
-    judge: str | None,
-    import_: Path | None,
-    tuned: str | None,
-    base: str,
-    relearn: bool,
-    export: Path | None,
-    gated: bool,
-) -> None:
-    if judge is not None and import_ is not None:
-        raise UsageError("give --judge or --import, not both")
-    if tuned is not None:
-        return
+def _check_study(base: str, given: list[str]) -> None:
+    """Refuse a folder that is not a study, and the options `given`, which apply to one run's models.
+
+    Raises:
+        UsageError: no study folder, or an option.
+    """
     if not (Path(base) / "study.yaml").is_file():
         raise UsageError(f"TUNED: missing; give the model fine-tuned from {base}, or only a study folder")
-    alone = (("--judge", judge), ("--import", import_), ("--relearn", relearn), ("--export", export))
-    given = [name for name, value in (*alone, ("--max-lost", gated)) if value]
     if given:
         raise UsageError(f"{given[0]}: does not apply to a whole study; give one run's BASE and TUNED")
 

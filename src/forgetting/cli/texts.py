@@ -184,6 +184,8 @@ def with_fields(source: str, given: list[str], option: str = "--text-field") -> 
         name, mark, value = item.partition("=")
         if not mark:
             raise UsageError(f"{option}: got '{item}'; give NAME=VALUE, for example split=test")
+        if name in fields:
+            raise UsageError(f"{option} {name}: given twice; give it once")
         fields[name] = value
     try:
         return TextConfig.model_validate_strings({"source": source, **fields}, strict=False)
