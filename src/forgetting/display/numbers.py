@@ -82,6 +82,8 @@ def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> s
         True
         >>> plus_minus(0.5, float("nan"))
         '0.500'
+        >>> plus_minus(1.5e-9, 2e-10) == f"1.50 × 10⁻⁹{NBSP}±{NBSP}2.0 × 10⁻¹⁰"
+        True
     """
     if not finite(value):
         return "–"
@@ -89,7 +91,10 @@ def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> s
         return number(value * scale)
     value, error = value * scale, error * scale
     places = min(max(digits - 1 - math.floor(math.log10(error)), 0), 8)
-    return f"{value:.{places}f}{NBSP}±{NBSP}{error:.{places}f}".replace("-", MINUS)
+    shown = (f"{value:.{places}f}", f"{error:.{places}f}")
+    if float(shown[1]) == 0:  # an error that is not zero never reads as zero
+        shown = (shown[0] if abs(value) >= 1e-4 else number(value), number(error, digits))
+    return f"{NBSP}±{NBSP}".join(shown).replace("-", MINUS)
 
 
 def count(value: Any) -> str:
