@@ -55,7 +55,7 @@ def test_a_law_over_ranks_needs_three_that_count(tmp_path, change):
     if change.get("trainable_params"):
         rows.loc[rows["rank"] == 16, "trainable_params"] = 39976960
     rows.to_csv(tmp_path / "runs.csv", index=False)
-    why = "it needs at least 3 different values of trainable_params, but the table has 2"
+    why = "it needs at least 3 different values of trainable_params (such as ranks), but the table has 2"
     assert unfit(rows) == unfit(rows.to_dict("list")) == why
     found = tables_to_fit([tmp_path / "runs.csv"], only={})
     assert laws._default_laws("orca", found.plain["orca"], found, {}) == ["linear"]
