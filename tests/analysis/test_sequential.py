@@ -192,6 +192,18 @@ def test_it_ends_when_the_band_is_narrow_and_not_before_there_are_enough_runs() 
     assert "a band needs 5 runs" in few.why
 
 
+def test_a_rank_whose_only_run_leaves_the_law_without_a_band_gets_another() -> None:
+    runs = ((8, 0), (16, 1), (16, 2), (256, 3), (256, 4))
+    following, answer = decide(rows(runs), asked(tolerance=0.5), State(260, 1e6))
+    assert answer is not None
+    assert np.isnan(answer.half_width)
+    assert isinstance(following, Next)
+    assert (following.rank, following.why) == (8, "the rank with the fewest runs, as there is no band yet")
+    _, answer = decide(rows((*runs, (8, 5))), asked(tolerance=0.5), State(260, 1e6))
+    assert answer is not None
+    assert answer.half_width < 0.5
+
+
 def test_runs_are_lengthened_if_the_answer_is_beyond_them() -> None:
     table = rows(FIRST, last=110)
     level = float(np.max(table["forgetting"])) - 0.001  # all but the highest rank need more steps

@@ -238,6 +238,9 @@ def _decide(runs: Runs, asked: Asked, state: State) -> tuple[Next | Stop, Answer
         return Next(state.steps, rank, _seed(runs), "the rank with the fewest runs, as no law fits yet"), None
     if answer.half_width <= asked.tolerance and len(runs.done) >= ENOUGH:
         return Stop("tolerance", f"the band is within {asked.tolerance:.0%} of the budget"), answer
+    if np.isnan(answer.half_width) and BANDED <= len(runs.done) < 2 * BANDED:
+        rank = min(counts, key=lambda one: (counts[one], -one))
+        return Next(state.steps, rank, _seed(runs), "the rank with the fewest runs, as there is no band yet"), answer
     at = answer.choice.steps.value
     if at > state.steps < asked.steps[-1] and len(runs.done) >= BANDED:
         steps = asked.at_least(min(at * LEAST_ROOM, FURTHER * state.steps))
