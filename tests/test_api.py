@@ -149,7 +149,7 @@ def test_a_type_checker_accepts_a_right_script_and_finds_misspelt_names(tmp_path
 WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: forgetting.study(3), r"study: got int 3; allowed: a StudyConfig, .* a preset"),
     (lambda: forgetting.study("no.yaml"), r"no\.yaml: no such configuration file"),
-    (lambda: forgetting.study("miniature", 7), "out: got int 7; allowed: a text, a path, None"),
+    (lambda: forgetting.study("miniature", 7), "out: got int 7; allowed: a string, a path, None"),
     (lambda: forgetting.measure(3, "x"), "base: got int 3; allowed: a folder, a Hub id"),
     (lambda: forgetting.measure("x", None), "tuned: got None; allowed"),
     (lambda: forgetting.measure("x", "y", text=4), "text: got int 4; allowed: a file"),
@@ -162,7 +162,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: forgetting.check("x", "y", budget=None), "budget: got None; allowed: a number"),
     (lambda: forgetting.check("x", "y", budget=True), "budget: got bool True; allowed: a number"),
     (lambda: forgetting.evaluate("x", 3), "tuned: got int 3; allowed: a folder"),
-    (lambda: forgetting.evaluate("x", "y", suites=[1]), r"suites\[0\]: got int 1; allowed: a text"),
+    (lambda: forgetting.evaluate("x", "y", suites=[1]), r"suites\[0\]: got int 1; allowed: a string"),
     (lambda: forgetting.evaluate("x", "y", judge=3), "judge: got int 3; allowed: a model's name, a judge"),
     (lambda: forgetting.fit(3), "table: got int 3; allowed: the path of a table or study folder"),
     (lambda: forgetting.fit({"a": 3}), r"table\['a'\]: got int 3; allowed: a list"),
@@ -181,8 +181,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: forgetting.plan(LAW, budget="1"), "budget: got str '1'; allowed: a number, None"),
     (lambda: forgetting.plan(LAW), "give either budget or target_loss"),
     (lambda: forgetting.compare(None), "table: got None; allowed"),
-    (lambda: forgetting.report(3), "study: got int 3; allowed: a text, a path"),
-    (lambda: forgetting.table(None), "study: got None; allowed: a text, a path"),
+    (lambda: forgetting.report(3), "study: got int 3; allowed: a string, a path"),
+    (lambda: forgetting.table(None), "study: got None; allowed: a string, a path"),
     (lambda: forgetting.ForgettingCallback(3), "text: got int 3; allowed"),
     (lambda: forgetting.ForgettingCallback(every="5"), "every: got str '5'; allowed: a whole number, None"),
 ]

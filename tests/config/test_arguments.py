@@ -57,7 +57,7 @@ WRONG = [
     ({"number": "1"}, "number: got str '1'; allowed: a number, None"),
     ({"several": "12"}, "several: got str '12'; allowed: a number, a list of numbers, None"),
     ({"several": [1, "2"]}, "several[1]: got str '2'; allowed: a number"),
-    ({"path": 3}, "path: got int 3; allowed: a text, a path"),
+    ({"path": 3}, "path: got int 3; allowed: a string, a path"),
     ({"mapping": {"a": (1,)}}, "mapping['a']: got tuple; allowed: a number, a pair of numbers"),
     ({"choice": "b"}, "choice: got str 'b'; allowed: 'a', 4"),
     ({"flag": 1}, "flag: got int 1; allowed: True or False"),

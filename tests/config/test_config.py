@@ -101,7 +101,7 @@ def test_several_wrong_fields_are_one_error_with_a_line_each() -> None:
         ({"training": {"learning_rate": "0.1"}}, "my.yaml: training.learning_rate: got '0.1'; give a number"),
         ({"training": {"gradient_checkpointing": 1}}, "training.gradient_checkpointing: got 1; give true or false"),
         ({"training": None}, "my.yaml: training: got None; give fields by name"),
-        ({"model": {"source": 3}}, "my.yaml: model.source: got 3; give a text"),
+        ({"model": {"source": 3}}, "my.yaml: model.source: got 3; give a string"),
         ({"seeds": [True]}, "my.yaml: seeds.0: got True; give a whole number"),
         ({"seeds": 3}, "my.yaml: seeds: got 3; give a list"),
         ({"methods": ["lora"]}, "my.yaml: methods.0: got 'lora'; give fields by name"),

@@ -105,7 +105,7 @@ def test_json_comes_in_several_shapes(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.json", '{"a": [], "b": []}', "an object with 2 lists (a, b); give an array of objects"),
-        ("a.json", "[1]", "entry 1 of the array must be an object or a text, got int"),
+        ("a.json", "[1]", "entry 1 of the array must be an object or a string, got int"),
         ("a.json", "7", "needs an array of objects, got int"),
         ("a.json", '[{"text": "a"}, ', "a.json: not JSON"),
         ("a.csv", "text\nhello, world\n", "rows have more fields than the header; texts that contain ',' need quotes"),

@@ -288,7 +288,7 @@ def test_prompts_in_the_formats_that_people_have(tmp_path: Path, name: str, cont
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt": 3}', r"a\.jsonl, line 2: prompt: got 3; give a text"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": 3}', r"a\.jsonl, line 2: prompt: got 3; give a string"),
         ("a.jsonl", '{"Prompt": "a", "PROMPT": "b"}', r"line 1: columns Prompt and PROMPT differ in case only"),
         ("a.csv", 'prompt\na\n"b\nc\n', r"a\.csv, after line 2: not read as a table: unexpected end of data"),
         ("a.csv", "prompt\na,b\n", r"a\.csv, line 2: more fields than the header"),

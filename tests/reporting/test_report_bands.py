@@ -119,7 +119,7 @@ def test_a_figure_of_something_else_is_refused_in_one_line(made, wrong):
         lambda: fits["openorca"]["linear"].figure(wrong),
         lambda: Comparison("lora", {}).figure(wrong),
     ):
-        with pytest.raises(UsageError, match=r"^(dataset|kind|output): got .*; allowed: a text"):
+        with pytest.raises(UsageError, match=r"^(dataset|kind|output): got .*; allowed: a string"):
             ask()
 
 

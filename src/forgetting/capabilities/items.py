@@ -68,7 +68,7 @@ def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
             raise UsageError(f"{where}: no field '{name}'; {did_you_mean(name, FIELDS)}")
     prompt, answer, choices = row.get("prompt"), row.get("answer"), row.get("choices")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f"{where}: prompt: got {_shown(prompt)}; give a text")
+        raise UsageError(f"{where}: prompt: got {_shown(prompt)}; give a string")
     for name, value in row.items():
         if _broken(value):
             raise UsageError(f"{where}: {name}: contains half of a surrogate pair, which is not a character")
@@ -79,11 +79,11 @@ def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
     if choices is None:
         answers = answer if isinstance(answer, list) else [answer]
         if not answers or not all(isinstance(a, str | int | float) and str(a).strip() for a in answers):
-            raise UsageError(f"{where}: answer: got {_shown(answer)}; give a text, or a list of accepted texts")
+            raise UsageError(f"{where}: answer: got {_shown(answer)}; give a string, or a list of accepted strings")
         # as they are extracted from a reply: the answer `U.S.` would otherwise never equal the reply `U.S.`
         return {**item, "answers": list(dict.fromkeys(re.findall(FINAL_ANSWER, str(a))[0] for a in answers))}
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise UsageError(f"{where}: choices: got {_shown(choices)}; give a list of at least two texts")
+        raise UsageError(f"{where}: choices: got {_shown(choices)}; give a list of at least two strings")
     if len(set(choices)) < len(choices):
         raise UsageError(f"{where}: choices: one of them occurs twice")
     if isinstance(answer, str) and answer in choices:

@@ -64,7 +64,7 @@ def check_wanted(name: str, task: Any, wanted: str | None) -> None:
 
 
 def check_options(name: str, task: Any, limit: int | None) -> None:
-    """Refuse options that are not a list of texts, and a task in which no target is an option: all scores would be 0.
+    """Refuse options that are not a list of strings, and a task in which no target is an option: all scores would be 0.
 
     Raises:
         UsageError: names the item.
@@ -76,7 +76,7 @@ def check_options(name: str, task: Any, limit: int | None) -> None:
         options = task.doc_to_choice(doc)
         if not isinstance(options, list) or not options or not all(isinstance(option, str) for option in options):
             raise UsageError(
-                f"task {name}, item {doc_id}: its options are {options!r:.120}; they must be a list of texts"
+                f"task {name}, item {doc_id}: its options are {options!r:.120}; they must be a list of strings"
             )
         if hit:
             continue

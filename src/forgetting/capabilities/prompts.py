@@ -81,7 +81,7 @@ def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
     for number, row in rows:
         value = row.get(column)
         if not isinstance(value, str) or not value.strip():
-            raise UsageError(f"{source}, line {number}: {column}: got {value!r}; give a text")
+            raise UsageError(f"{source}, line {number}: {column}: got {value!r}; give a string")
         if value not in seen:
             seen.add(value)
             texts.append(value)

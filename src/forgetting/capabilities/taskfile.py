@@ -15,11 +15,11 @@ from .explain import first_line
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(
         ("dataset_path", "dataset_name", "training_split", "validation_split", "test_split", "fewshot_split"),
-        ((str,), "a text"),
+        ((str,), "a string"),
     ),
     **dict.fromkeys(
         ("output_type", "description", "target_delimiter", "fewshot_delimiter", "gen_prefix", "use_prompt"),
-        ((str,), "a text"),
+        ((str,), "a string"),
     ),
     "doc_to_choice": ((str, list, dict), "a field, a template or a list"),
     "dataset_kwargs": ((dict,), "a mapping"),
@@ -94,7 +94,7 @@ def _check_kinds(found: Mapping[Any, Any], path: Path) -> None:
     until, most = generation.get("until"), generation.get("max_gen_toks")
     texts = until if isinstance(until, list) else [until]
     if until is not None and not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{path}: generation_kwargs.until: got {until!r:.60}; give a text or a list of texts")
+        raise UsageError(f"{path}: generation_kwargs.until: got {until!r:.60}; give a string or a list of strings")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise UsageError(f"{path}: generation_kwargs.max_gen_toks: got {most!r:.60}; give a number of tokens")
 

@@ -48,7 +48,7 @@ def wrong_type(name: str, value: Any, allowed: str) -> UsageError:
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function so that an unknown argument, or one of the wrong type, is a one-line UsageError.
 
-    Checks annotations of numbers, texts, paths, dictionaries, sequences and literals. A parameter whose annotation
+    Checks annotations of numbers, strings, paths, dictionaries, sequences and literals. A parameter whose annotation
     contains any other name is left to the function.
     """
     signature = inspect.signature(function)
@@ -98,7 +98,7 @@ def _test(part: str) -> Test | None:
         case "bool":
             return (lambda v: isinstance(v, bool)), "True or False"
         case "str":
-            return (lambda v: isinstance(v, str)), "a text"
+            return (lambda v: isinstance(v, str)), "a string"
         case "int":
             return _is_whole, "a whole number"
         case "float":
@@ -128,7 +128,7 @@ def _test(part: str) -> Test | None:
 
 
 def _plural(word: str) -> str:
-    """`numbers`, `pairs of numbers`, `lists of texts`, `dictionaries of numbers by name`."""
+    """`numbers`, `pairs of numbers`, `lists of strings`, `dictionaries of numbers by name`."""
     head, of, rest = word.partition(" of ")
     if not head.startswith("a ") or (of and head not in ("a pair", "a list", "a dictionary")):
         return word

@@ -14,7 +14,7 @@ KINDS = {
     "int_type": "give a whole number",
     "float_type": "give a number",
     "bool_type": "give true or false",
-    "string_type": "give a text",
+    "string_type": "give a string",
     "tuple_type": "give a list",
     "dict_type": "give fields by name",
     "model_type": "give fields by name",

@@ -223,7 +223,7 @@ def _prompt(row: Mapping[str, Any], number: int, unit: str, source: str) -> Prom
         return None
     kind = next((row[name] for name in KINDS if row.get(name)), "")
     if not isinstance(kind, str):
-        raise UsageError(f"{where}: kind: got {kind!r:.60}; give a text")
+        raise UsageError(f"{where}: kind: got {kind!r:.60}; give a string")
     given = row.get("id")
     return Prompt(str(number if given in (None, "") else given), kind.strip(), messages, f"{unit} {number}")
 
@@ -262,7 +262,7 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ..
     if isinstance(value, list):
         return _asked(value, where)
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"{where}: {column}: got {value!r:.60}; give a text")
+        raise UsageError(f"{where}: {column}: got {value!r:.60}; give a string")
     more = row.get("input") if column == "instruction" else None  # Alpaca's format
     if isinstance(more, str) and more.strip():
         value = f"{value}\n\n{more}"

@@ -184,7 +184,9 @@ def _entry(item: Any, number: int, path: Path, config: TextConfig) -> Row:
     if isinstance(item, str):
         return {config.text_column: item}
     if not isinstance(item, dict):
-        raise UsageError(f"{path}: entry {number} of the array must be an object or a text, got {type(item).__name__}")
+        raise UsageError(
+            f"{path}: entry {number} of the array must be an object or a string, got {type(item).__name__}"
+        )
     return item
 
 

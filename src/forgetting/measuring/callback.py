@@ -67,7 +67,7 @@ class ForgettingCallback(TrainerCallback):
     `load_best_model_at_end` and early stopping: it is then added to the metrics of each evaluation.
 
     Args:
-        text: general text: a file, Hub id, TextConfig or Windows; a list of texts; a datasets.Dataset or DataFrame.
+        text: general text: a file, Hub id, TextConfig or Windows; a list of strings; a datasets.Dataset or DataFrame.
             Default: the WikiText-103 test set.
         texts: further texts by name, if `text` is given. They are measured at the same steps and logged as
             `forgetting/NAME/...`; their columns in `rows` are `forgetting[NAME]` etc.

@@ -50,9 +50,9 @@ def measure(
     Args:
         base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
         tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
-        text: general text: a file, folder, Hub id, TextConfig or Windows; a list of texts, one per document; a Dataset
-            or DataFrame; or a ProbeConfig for the base model's own answers to prompts. Default: the WikiText-103 test
-            set; for the miniature, its held-out encyclopedia.
+        text: general text: a file, folder, Hub id, TextConfig or Windows; a list of strings, one per document; a
+            Dataset or DataFrame; or a ProbeConfig for the base model's own answers to prompts. Default: the
+            WikiText-103 test set; for the miniature, its held-out encyclopedia.
         tokenizer: for live models; not needed if `text` is Windows.
         context: tokens per window; default 512, or the base model's maximum if that is less.
         tolerance: measure documents in random order until the standard error of forgetting is at most this, nats/token.

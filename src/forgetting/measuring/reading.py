@@ -36,7 +36,7 @@ Text = (
     | None
 )
 """A file, Hub id, configuration or Windows; texts, one per document; a DataFrame, datasets.Dataset, columns or rows."""
-ALLOWED = "a file, a Hub id, a TextConfig, a ProbeConfig, Windows, a list of texts, a datasets.Dataset, a DataFrame"
+ALLOWED = "a file, a Hub id, a TextConfig, a ProbeConfig, Windows, a list of strings, a datasets.Dataset, a DataFrame"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def text_source(text: Text | Rows) -> TextConfig | ProbeConfig | Windows | Rows:
     if isinstance(text, list | tuple) and text and isinstance(text[0], str):
         for i, one in enumerate(text):
             if not isinstance(one, str):
-                raise wrong_type(f"text[{i}]", one, "a text, like the first one")
+                raise wrong_type(f"text[{i}]", one, "a string, like the first one")
         single = TextConfig(source="given texts", documents="rows" if len(text) > 1 else "auto")
         return Rows([{single.text_column: str(one)} for one in text], single)
     columns = columns_of(text, "text")
