@@ -238,6 +238,9 @@ def test_the_page_and_the_figure(found: Scaling) -> None:
     assert "<img" not in render(hostile)
     assert "<img" not in str(hostile.figure().layout.title)
     assert render(found) == page
+    assert '<div class="scroll"><svg' not in page  # the chart shrinks with the window
+    assert "min-width" not in page
+    assert page.count("</th>") == 4  # few columns, which a phone can show
 
 
 @pytest.mark.full

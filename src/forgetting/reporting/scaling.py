@@ -24,10 +24,9 @@ def render(found: Scaling) -> str:
         [
             f"{point.scale:g}",
             *(
-                cell
+                f"{fixed(mean.value)} ±\N{NO-BREAK SPACE}{mean.se_text}"  # on a phone the line breaks before ±
                 for mean in (point.forgetting, point.task_loss, point.cost)
                 if mean is not None
-                for cell in (fixed(mean.value), mean.se_text)
             ),
         ]
         for point in found.points
