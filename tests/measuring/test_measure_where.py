@@ -222,6 +222,9 @@ class Tokenizer:
     def decode(self, ids):
         return "".join(self.words[i] for i in ids)
 
+    def convert_ids_to_tokens(self, token):
+        return self.words[token]
+
 
 def page(tokenizer=Tokenizer()):  # noqa: B008
     windows, change, argmax = sample()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..display.numbers import finite, p_value, signed
-from .measurement import bars_of, environment, number, token_text
+from .measurement import bars_of, environment, number
+from .tokens import token_text
 
 if TYPE_CHECKING:
     from ..measuring.chain_result import Chain

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..display.numbers import finite, fixed, p_value, several
 from ..measuring.quantities import SHARE, SHOWN
+from .tokens import token_text
 
 if TYPE_CHECKING:
     from ..measuring.measurement import Measurement
@@ -200,8 +201,3 @@ def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
         pieces.append(whole[len(before) :])
         before = whole if len(whole) > len(before) else before
     return pieces
-
-
-def token_text(token: int, tokenizer: Any) -> str:
-    """A token as text; its id in brackets without a tokenizer."""
-    return f"[{token}]" if tokenizer is None else str(tokenizer.decode([token]))
