@@ -265,3 +265,40 @@ def test_the_page_is_escaped_self_contained_and_whole():
 
 def test_the_page_without_a_tokenizer_shows_ids():
     assert re.search(r"title=\"[^\"]*\">\[\d+\]</span>", page(None)[1])
+
+
+def luminance(colour):
+    """The relative luminance of WCAG of a colour of three numbers up to 255."""
+    parts = np.asarray(colour) / 255
+    return np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+def colour_of(text):
+    """The numbers of `#fff`, `#1b1e24` or `179 38 30`."""
+    if not text.startswith("#"):
+        return np.array([float(part) for part in text.split()])
+    digits = text[1:] if len(text) == 7 else "".join(2 * digit for digit in text[1:])
+    return np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)])
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_text_on_every_shade_can_be_read(mode):
+    _, text = page()
+    names = ("ink", "bad", "good", "surface", "page")
+    colours = {name: colour_of(re.findall(rf"--{name}: ([^;]*);", text)[mode]) for name in names}
+    shades = re.findall(r"\.[fg]\d { background: rgb\(var\(--(bad|good)\) / ([\d.]+)\)", text)
+    assert len(shades) == 16
+    for name, alpha in shades:
+        for ground in ("surface", "page"):
+            filled = float(alpha) * colours[name] + (1 - float(alpha)) * colours[ground]
+            low, high = sorted((luminance(colours["ink"]), luminance(filled)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, alpha, ground)
+    assert re.search(r"\.key span {[^}]*color: var\(--ink\)", text)
+
+
+def test_a_tap_on_a_token_shows_its_hint():
+    _, text = page()
+    body = text.split('<div class="passage">')[1].split("</div>")[0]
+    assert body.count("<span") == body.count(' tabindex="-1" title="') > 0
+    assert ".passage span:focus::after { content: attr(title);" in text
+    assert "or tap it" in text
