@@ -20,7 +20,7 @@ from forgetting.measuring.quantities import PAIR
 from forgetting.measuring.sampling import FIRST_DOCUMENTS, until
 from forgetting.measuring.verdict import judge
 from forgetting.measuring.where import where
-from forgetting.reporting.measurement import render
+from forgetting.reporting.measurement import _lower, render
 
 
 def sample(seed=0):
@@ -302,3 +302,19 @@ def test_a_tap_on_a_token_shows_its_hint():
     assert body.count("<span") == body.count(' tabindex="-1" title="') > 0
     assert ".passage span:focus::after { content: attr(title);" in text
     assert "or tap it" in text
+
+
+def test_the_page_says_what_is_lower_in_whole_sentences():
+    _, text = page()
+    assert "On t, its log-probability of the tokens that b&lt;b&gt; expected is lower by 0.5000 nats/token" in text
+    assert [_lower(value) for value in (-0.25, 0.0, None)] == [
+        "higher by 0.2500",
+        "lower by 0.0000",
+        "lower by unknown",
+    ]
+    notes = re.findall(r'<p class="soft">(Loss change[^<]*)</p>', text)
+    start = "Loss change in nats/token, with standard error, by "
+    assert notes == [
+        f"{start}the number of tokens before the predicted one.",
+        f"{start}how many times the token occurs in the text.",
+    ]

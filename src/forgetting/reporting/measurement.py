@@ -69,11 +69,12 @@ def _text(name: str, row: Mapping[str, Any], where: Where, tokenizer: Any) -> di
     return {
         "name": name,
         "row": row,
+        "lower": _lower(row["forgetting"]),
         "quantities": [(one.label, number(row[one.name]), number(row[one.se])) for one in SHOWN],
         "noise": noise_rows(row),
         "charts": [
-            ("By position in the window", "tokens before the predicted one", bars[0]),
-            ("By how common the true token is", "times in the text", bars[1]),
+            ("By position in the window", "by the number of tokens before the predicted one", bars[0]),
+            ("By how common the true token is", "by how many times the token occurs in the text", bars[1]),
         ],
         "zero": zero,
         "documents": [(g.label, number(g.change.value), g.change.n_tokens) for g in where.by_document],
@@ -84,6 +85,12 @@ def _text(name: str, row: Mapping[str, Any], where: Where, tokenizer: Any) -> di
             {"document": p.document, "mean": number(p.mean), "tokens": _tokens(p, tokenizer)} for p in where.passages
         ],
     }
+
+
+def _lower(forgetting: float | None) -> str:
+    """How much lower, or higher, the log-probability of the expected tokens is: `lower by 0.1`."""
+    value = number(forgetting)
+    return f"higher by {value.lstrip('-−')}" if value.startswith(("-", "−")) else f"lower by {value}"
 
 
 def _forest(measured: Sequence[tuple[str, Measurement, float]]) -> dict[str, Any]:
