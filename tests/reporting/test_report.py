@@ -369,6 +369,25 @@ def test_a_report_of_a_part_of_a_study_says_so_at_the_top():
     assert f"{len(runs) - 1} of {len(runs)} runs are done (1 failed)" in render_study(config, table, runs, fits)
 
 
+def test_a_pilot_that_ended_waits_for_no_more_runs():
+    done = {"a": "done", "b": "done"}
+    assert sections.partial(done, 2, "the band is within 10% of the budget") == (
+        "The pilot ended with 2 runs: the band is within 10% of the budget."
+    )
+    assert sections.partial(done | {"c": "failed"}, 3, "no time is left") == (
+        "The pilot ended with 2 runs (1 failed): no time is left."
+    )
+    assert sections.partial(done, 2) == ""
+    assert sections.partial(done, 3).startswith("Partial: 2 of 3 runs are done (1 not started).")
+
+
+def test_no_two_entries_of_the_menu_are_the_same():
+    config, table, runs, fits = study(("news",))
+    page = render_study(config.model_copy(update={"name": "news"}), table, runs, fits)  # a study's default name
+    menu = re.findall(r"<a [^>]*>([^<]*)</a>", page[page.index("<nav") : page.index("</nav>")])
+    assert len(set(menu)) == len(menu) > 5
+
+
 def test_commands_name_the_studys_folder_as_a_shell_reads_it():
     config, table, runs, fits = study(("news",))
     page = html.unescape(render_study(config, table, runs, fits, folder="my 'best' study"))

@@ -135,6 +135,10 @@ def test_a_session_resumes_as_if_uninterrupted_and_leaves_out_diverged_runs(
     monkeypatch.setattr(session, "study", whole)
     made = forgetting.pilot(config, tmp_path / "whole", **how)
     assert (made.stopped, made.planned) == ("tolerance", True)
+    assert "Partial:" not in (page := (tmp_path / "whole" / "report.html").read_text())
+    assert f"The pilot ended with {len(made.runs)} runs (1 failed): {made.why}." in page
+    (tmp_path / "whole" / "pilot.json").write_text("{")  # a report needs no note
+    assert "Partial:" in forgetting.report(tmp_path / "whole").report.read_text()
     assert {rank for rank, _, _ in whole.done} >= {8, 16, 128, 256}
     assert [rank for rank, _, _ in whole.done].count(256) == 1
     assert list(made.failed.values()) == ["loss is nan"]

@@ -60,6 +60,7 @@ def render_study(
     asked: int | None = None,
     growth: Sequence[str] = (),
     folder: Path | str = "STUDY",
+    ended: str = "",
 ) -> str:
     """The report of a study as the text of one HTML file.
 
@@ -74,6 +75,7 @@ def render_study(
         asked: how many runs the configuration asks for; default as many as there are.
         growth: one line for each time that the study's configuration was extended (`store.growth.grown`).
         folder: the study folder, for the commands on the page.
+        ended: why the pilot that made these runs ended; empty for a study, or a pilot that did not end by itself.
 
     Returns:
         The page; equal arguments give equal text.
@@ -102,7 +104,7 @@ def render_study(
             unasked=unasked,
             shown_rows=sections.SHOWN_ROWS,
             aggregated=aggregated,
-            **_by_run(shown, runs, rows, series, asked),
+            **_by_run(shown, runs, rows, series, asked, ended),
             **_by_data_set(shown, table),
         )
     )
@@ -114,13 +116,14 @@ def _by_run(
     rows: pd.DataFrame,
     series: Sequence[Series],
     asked: int | None,
+    ended: str,
 ) -> dict[str, Any]:
     """The values that the runs give the template: the key figures, the table of runs, and what is still missing."""
     found = sections.statuses(runs, rows)
     return {
         "figures": sections.key_figures(shown, found, rows),
         "run_rows": sections.run_rows(runs, found, rows, series),
-        "partial": sections.partial(found, asked),
+        "partial": sections.partial(found, asked, ended),
         "total_runs": len(found),
     }
 
@@ -156,6 +159,7 @@ def write_study_report(
     comparison: Comparison | None = None,
     unasked: Sequence[str] = (),
     asked: int | None = None,
+    ended: str = "",
 ) -> Path:
     """Write the page of `render_study` to `path` atomically.
 
@@ -167,7 +171,7 @@ def write_study_report(
     """
     capabilities = [row for row in study_rows(path.parent) if row["run_id"] not in unasked]
     how = grown(path.parent, config)
-    page = render_study(config, table, runs, fits, capabilities, comparison, unasked, asked, how, path.parent)
+    page = render_study(config, table, runs, fits, capabilities, comparison, unasked, asked, how, path.parent, ended)
     try:
         return write_atomically(path, page, parents=False)
     except OSError as error:

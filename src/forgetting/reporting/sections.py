@@ -80,19 +80,22 @@ def key_figures(panels: Sequence[Panel], found: Mapping[str, str], rows: pd.Data
     return figures
 
 
-def partial(found: Mapping[str, str], asked: int | None = None) -> str:
-    """A sentence on how many runs of an unfinished study are done; empty if all are.
+def partial(found: Mapping[str, str], asked: int | None = None, ended: str = "") -> str:
+    """A sentence on how many runs of an unfinished study, or of a pilot that ended, are done; empty if all of a study.
 
     Args:
         found: as from `statuses`.
         asked: how many runs the configuration asks for; default as many as there are.
+        ended: why a pilot ended by itself; empty for anything else.
     """
     tally = Counter(found.values())
     whole = max(asked or 0, tally.total())
-    if tally["done"] == whole:
+    if tally["done"] == whole and not ended:
         return ""
     tally["not started"] = whole - tally.total()
     others = ", ".join(f"{number} {name}" for name, number in sorted(tally.items()) if name != "done" and number)
+    if ended:
+        return f"The pilot ended with {several(tally['done'], 'run')}{f' ({others})' if others else ''}: {ended}."
     are = "is" if tally["done"] == 1 else "are"
     return (
         f"Partial: {tally['done']} of {several(whole, 'run')} {are} done ({others}). Laws, intervals and comparisons "

@@ -25,6 +25,7 @@ from ..store.summary import last_rows, measurements_shown
 from ..store.table import records, rows_to_fit
 from ..tuning.grid import runs_by_id
 from .engines import Engine, Hear, Local
+from .pilot_note import ended
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -255,8 +256,11 @@ def conclude(out: Path) -> StudyResult:
         (out / "compare.json").unlink(missing_ok=True)  # of methods that the study had before
     else:
         write_atomically(out / "compare.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
+    asked, why = ended(out)
+    if asked < len(runs):  # no pilot, or a study that went on from it
+        asked, why = found.asked, ""
     page = write_study_report(
-        config, table, runs, fits, out / "report.html", comparison, found.left.unasked, found.asked
+        config, table, runs, fits, out / "report.html", comparison, found.left.unasked, asked, why
     )
     failed = {str(run.get("run_id")): str(run.get("why")) for run in runs if run.get("status") == "failed"}
     return StudyResult(out, config, found.table, fits, comparison, page, failed, left=found.left)

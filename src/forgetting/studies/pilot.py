@@ -2,7 +2,7 @@
 
 Its folder is a study folder; the study grows by the run chosen next (`analysis.plan.sequential`). Two more files:
 
-pilot.json  seconds used so far, and why each run was chosen
+pilot.json  seconds used so far, why each run was chosen, and why the pilot ended
 plan.yaml   the recommended run as a study of its own
 """
 
@@ -30,6 +30,7 @@ from ..files import write_atomically
 from ..store.folder import StudyFolder
 from ..tuning import stopping
 from ..tuning.grid import runs_by_id
+from . import pilot_note
 from .conclude import conclude
 from .engines import Event, Hear, Local
 from .execute import is_pending
@@ -53,7 +54,6 @@ LATE = 1.1
 """The current run may exceed the time limit by this factor; after that it stops with a checkpoint."""
 KEEP_EVERY = 5.0
 """Seconds between two writes of the time used."""
-NOTE = "pilot.json"
 Choose = Callable[[PilotStep], None]
 """Called with each chosen run before it begins."""
 
@@ -144,7 +144,7 @@ class _Session:
             most = max(most, stored.training.steps)
         self.asked = Asked(budget, tolerance, candidates(ranks, own), last_steps(config, most))
         self.seconds = minutes * 60
-        self.note = _read_note(out)
+        self.note = pilot_note.read(out)
         self.began = time.monotonic() - float(self.note["seconds"])
         self.kept = 0.0
         self.late = False
@@ -269,7 +269,7 @@ class _Session:
         self.kept = self.spent
         self.note["seconds"] = round(self.spent, 1)
         if (self.out / "study.yaml").exists():
-            file = files.refuse_link(self.out / NOTE, self.out)
+            file = files.refuse_link(self.out / pilot_note.NOTE, self.out)
             write_atomically(file, json.dumps(self.note, indent=1) + "\n", parents=False)
 
     def _furthest(self) -> int:
@@ -280,6 +280,7 @@ class _Session:
     def _result(self, stop: Stop, answer: Answer | None) -> PilotResult:
         """The result; writes the study's report and the plan's configuration."""
         table = self._table()
+        self.note["ended"] = stop.why
         self._keep()
         runs = self._runs(table)
         made = PilotResult(
@@ -348,20 +349,3 @@ def _seconds(row: Mapping[Any, Any]) -> float:
 def _place(config: Mapping[str, Any]) -> tuple[Any, Any]:
     """Rank and seed of a stored run's configuration."""
     return (config.get("method") or {}).get("rank"), config.get("seed")
-
-
-def _read_note(out: Path) -> dict[str, Any]:
-    """Read pilot.json of earlier calls; without one, the seconds are 0 and no run is chosen.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
-    file = files.refuse_link(out / NOTE, out) if out.exists() else out / NOTE
-    if not file.exists():
-        return {"seconds": 0.0, "chosen": []}
-    try:
-        note = json.loads(files.read_text(files.check_plain(file), limit=files.MAX_CONFIG))
-        chosen = [{"rank": int(c["rank"]), "seed": int(c["seed"]), "why": str(c["why"])} for c in note["chosen"]]
-        return {"seconds": max(0.0, float(note["seconds"])), "chosen": chosen}
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{file}: damaged; delete it to continue; the time then starts again") from None
