@@ -70,6 +70,12 @@ def test_the_chosen_scale_meets_the_budget_as_it_was_measured(found: Scaling, wh
     assert found.judged(chosen).high > 0.95 * budget or over.scale - chosen.scale < 0.02
     assert found.sentence().startswith(f"scale {chosen.scale:g} is within the budget {budget:g}: forgetting ")
     assert "nats/token on the task" in found.sentence()
+    for cost, words in (
+        (-0.0617, "on the task it is 0.0617 ± 0.0276 nats/token better than scale 1"),
+        (0.05, "it costs 0.05"),
+    ):
+        points = tuple(replace(p, cost=Mean(cost, 0.0276, 900, 12)) if p == chosen else p for p in found.points)
+        assert f"; {words}" in replace(found, points=points).sentence()
     assert found.to_dict()["scale"] == chosen.scale
     assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
 

@@ -166,7 +166,10 @@ class Scaling(Result):
         )
         if chosen.cost is None:
             return said
-        return f"{said}; it costs {fixed(chosen.cost.value)} ± {chosen.cost.se_text} nats/token on the task"
+        change = f"{fixed(abs(chosen.cost.value))} ± {chosen.cost.se_text} nats/token"
+        if chosen.cost.value < 0:
+            return f"{said}; on the task it is {change} better than scale 1"
+        return f"{said}; it costs {change} on the task"
 
     def remarks(self) -> list[str]:
         """A notice if forgetting falls from one scale to the next, as a list."""
