@@ -106,10 +106,14 @@ def test_verdicts_and_words() -> None:
     over = judge(of(45, 20, 500), 0.02, 0.95)
     assert (over.verdict, over.exit_code()) == ("over", 3)
     assert over.sentence().startswith(
-        "over budget: 45 lost and 20 gained of 500 items, net loss 5.0 points, at least 2.4;"
+        "over budget: 45 lost and 20 gained of 500 items, net loss of 5.0 points, at least 2.4;"
     )
     within = judge(of(2, 3, 500), 0.02, 0.95)
     assert (within.verdict, within.exit_code(strict=True)) == ("within", 0)
+    assert "3 gained of 500 items, net gain of 0.2 points, at most a net loss of 0.7; budget 2.0;" in within.sentence()
+    unclear = judge(of(5, 9, 60), 0.02, 0.95).sentence()
+    assert "net gain of 6.7 points, between a net gain of 17.7 and a net loss of 4.2 points; budget 2.0" in unclear
+    assert "net gain of 12.0 points, at least 9.7; budget 0;" in judge(of(0, 60, 500), 0, 0.95).sentence()
     none = judge(of(0, 0, 422), 0, 0.95)
     assert none.verdict == "within"
     assert "a loss of up to 0.7 points may be undetected; budget 0" in none.sentence()

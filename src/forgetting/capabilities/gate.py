@@ -62,17 +62,22 @@ class LossVerdict:
         """The verdict in words, with the smallest loss that the items could detect."""
         loss, budget = self.loss, points(self.budget)
         counts = f"{loss.lost:g} lost and {loss.gained:g} gained of {several(loss.n, 'item')}"
-        net = f"{counts}, net loss {points(loss.value)} points"
+        net = f"{counts}, {_net(loss.value)} points"
         match self.verdict:
+            case "within" if self.high < 0:
+                said = f"within budget: {net}, at least {points(-self.high)}; budget {budget}"
             case "within" if self.budget == 0:
                 said = f"within budget: {net}; a loss of up to {points(self.high)} points may be undetected; budget 0"
             case "within":
-                said = f"within budget: {net}, at most {points(self.high)}; budget {budget}"
+                most = points(self.high) if loss.value >= 0 else f"a {_net(self.high)}"
+                said = f"within budget: {net}, at most {most}; budget {budget}"
             case "over":
                 said = f"over budget: {net}, at least {points(self.low)}; budget {budget}"
             case _:
-                span = f", {points(self.low)} to {points(self.high)}"
-                said = f"undecided: {net}{span}; budget {budget}; {self._more()}"
+                span = f"{points(self.low)} to {points(self.high)}"
+                if self.low < 0:
+                    span = f"between a {_net(self.low)} and a {_net(self.high)} points"
+                said = f"undecided: {net}, {span}; budget {budget}; {self._more()}"
         return f"{said}; {self._power()}"
 
     def _power(self) -> str:
@@ -227,6 +232,11 @@ def losses_of(suite: str, answers: Sequence[Answers], refusals: Refusals | None)
 def verdicts_shown(verdicts: Mapping[str, LossVerdict]) -> Shown:
     """The verdicts in words, one per line."""
     return Shown([f"{name}: {one.sentence()}" for name, one in verdicts.items()])
+
+
+def _net(share: float) -> str:
+    """A net share lost in words, without its unit; a negative one is a gain."""
+    return f"net {'gain' if share < 0 else 'loss'} of {points(abs(share))}"
 
 
 def points(share: float) -> str:
