@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from forgetting.analysis.compare.pareto import undominated
 from forgetting.analysis.compare.path import path
 from forgetting.analysis.compare.pooled import average
 from forgetting.analysis.compare.source import AXES, Key, Run
-from forgetting.analysis.compare.words import reach, sentence
+from forgetting.analysis.compare.words import cost, reach, sentence
 from forgetting.cli.app import app
 from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
@@ -232,10 +233,15 @@ def test_a_coarser_grid_costs_a_thousandth_of_a_nat_on_a_bent_curve():
 def test_price_is_the_ratio_of_steps_to_the_best_common_loss():
     slow = np.linspace(2.0, 1.0, 17)  # half as fast
     rows = rows_of("lora", LOSSES, line(LOSSES), rank=8) + rows_of("slow", slow, line(slow), rank=8)
-    p = contest_of(rows).contenders[0].price
+    one = contest_of(rows).contenders[0]
+    p = one.price
     assert p is not None
     assert (p.loss, p.steps, p.reference_steps) == (1.0, 170.0, 90.0)
     assert p.seconds / p.reference_seconds == pytest.approx(170 / 90)
+    said = "reaches 1.000 in 170 steps (reference: 90), in 1.89 times the reference's time"
+    for more, words in ((-1.2, "1 MiB less memory"), (1200.0, "1,200 MiB more memory"), (0.3, "as much memory")):
+        priced = replace(one, price=replace(p, memory=100.0 + more, reference_memory=100.0))
+        assert cost(priced) == f"{said} and with {words}"
 
 
 def test_the_parabola_is_chosen_where_the_relation_is_bent_and_the_line_where_it_is_not():

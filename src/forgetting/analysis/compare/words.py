@@ -122,13 +122,17 @@ def cost(c: Contender) -> str:
     p = c.price
     if p is None or not (math.isfinite(p.steps) and math.isfinite(p.reference_steps)):
         return ""
-    parts = [f"{several(p.steps, 'step')} to {number(p.loss)}, where the reference took {p.reference_steps:,.0f}"]
+    said = f"reaches {number(p.loss)} in {several(p.steps, 'step')} (reference: {p.reference_steps:,.0f})"
+    parts = []
     if math.isfinite(p.seconds) and p.reference_seconds > 0:
-        parts.append(f"{p.seconds / p.reference_seconds:.2f} times its time")
+        parts.append(f"in {p.seconds / p.reference_seconds:.2f} times the reference's time")
     if math.isfinite(p.memory - p.reference_memory):
         # a difference, because on a CPU it is the memory of the whole process, with the same libraries and data
-        parts.append(f"{p.memory - p.reference_memory:+.0f} MiB of memory")
-    return ", ".join(parts)
+        more = round(p.memory - p.reference_memory)
+        parts.append(
+            f"with {abs(more):,} MiB {'more' if more > 0 else 'less'} memory" if more else "with as much memory"
+        )
+    return ", ".join([said, " and ".join(parts)]) if parts else said
 
 
 def frontier_words(points: list[Point]) -> str:
