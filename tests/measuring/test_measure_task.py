@@ -30,9 +30,7 @@ def test_the_bounds_decide() -> None:
     assert better.low == pytest.approx(0.81 - stats.t.ppf(0.95, 29) * 0.02)
     assert better.high == pytest.approx(0.81 + stats.t.ppf(0.975, 29) * 0.02)
     assert (better.verdict, better.exit_code(strict=True)) == ("improved", 0)
-    assert (
-        better.sentence() == f"the task improved by 0.8100 ± 0.0200 nats/token, {better.low:.4f} to {better.high:.4f}"
-    )
+    assert better.sentence() == f"the task improved by 0.8100 ± 0.0200 nats/token, at least {better.low:.4f}"
     worse = judged(Mean(-0.1, 0.02, 900, 30))
     assert (worse.verdict, worse.exit_code(allow_undecided=True)) == ("not improved", 3)
     assert worse.sentence().startswith(
@@ -41,7 +39,7 @@ def test_the_bounds_decide() -> None:
     unclear = judged(Mean(0.01, 0.02, 900, 30))
     assert unclear.sentence() == (
         "undecided whether the task improved: measured improvement 0.0100 ± 0.0200 nats/token, "
-        f"{unclear.low:.4f} to {unclear.high:.4f}"
+        f"at least {unclear.low:.4f} and at most {unclear.high:.4f}"
     )
     assert (unclear.verdict, unclear.exit_code(), unclear.exit_code(strict=True)) == ("undecided", 0, 3)
     few = judged(Mean(0.81, math.nan, 90, 1))

@@ -160,8 +160,9 @@ def test_a_gate_on_too_few_documents_is_closed(documents):
     assert (found.verdict, found.exit_code()) == ("undecided", 3)
     few = {1: "1 document has", 2: "2 documents have", 4: "4 documents have"}[documents]
     more = {1: "4 more documents", 2: "3 more documents", 4: "1 more document"}[documents]
-    assert f"{few} no reliable standard error; give at least {more} (5 in all), better {30 - documents}" in (
-        found.sentence()
+    assert (
+        f"{few} no reliable standard error; give at least {more} (5 in all), better {30 - documents} (30 in all)"
+        in (found.sentence())
     )
     assert "inf" not in found.sentence()
 

@@ -47,16 +47,17 @@ class Improvement:
     def sentence(self) -> str:
         """The verdict in words."""
         gain = f"{fixed(self.gain.value)} ± {self.gain.se_text} nats/token"
-        span = f"{fixed(self.low)} to {fixed(self.high)}"
         match self.verdict:
             case "improved":
-                return f"the task improved by {gain}, {span}"
+                return f"the task improved by {gain}, at least {fixed(self.low)}"
             case "not improved":
                 change = f"its loss changed by {fixed(0 - self.gain.value)} ± {self.gain.se_text} nats/token"
                 return f"the task did not improve: {change}, at best {fixed(0 - self.high)}"
         if self.gain.n_documents < LEAST:
             documents = several(self.gain.n_documents, "document")
             return f"undecided whether the task improved: {documents}; give at least {LEAST}"
+        # with several verdicts the two bounds differ in confidence: not one interval
+        span = f"at least {fixed(self.low)} and at most {fixed(self.high)}"
         return f"undecided whether the task improved: measured improvement {gain}, {span}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -68,7 +68,9 @@ class Verdict:
                 return f"within budget: forgetting {measured}, at most {text(self.high)}, budget {self.budget:g}"
             case "over":
                 return f"over budget: forgetting {measured}, at least {text(self.low)}, budget {self.budget:g}"
-        span = f", {text(self.low)} to {text(self.high)}" if math.isfinite(self.high - self.low) else ""
+        # with several verdicts the two bounds differ in confidence: not one interval
+        bounds = f", at least {text(self.low)} and at most {text(self.high)}"
+        span = bounds if math.isfinite(self.high - self.low) else ""
         return f"undecided: forgetting {measured}{span}, budget {self.budget:g}; {self._more()}"
 
     def _more(self) -> str:
@@ -78,7 +80,7 @@ class Verdict:
             more = several(LEAST - documents, "more document")
             return (
                 f"{counted(documents, 'document', 'has')} no reliable standard error; give at least {more} "
-                f"({LEAST} in all), better {USUAL - documents}"
+                f"({LEAST} in all), better {USUAL - documents} ({USUAL} in all)"
             )
         if (needed := self.documents_needed) is None:
             return "the measured value equals the budget; more text may not decide"
