@@ -251,8 +251,9 @@ def test_an_adapter_that_is_not_the_identity_is_measured_against_the_base(tmp_pa
 )
 def test_adapters_that_change_their_base_are_refused(tmp_path, options, message):
     model = get_peft_model(make_model("phi"), LoraConfig(r=2, target_modules=["q_proj"], **options))
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as refused:
         Trainer(model, arguments(tmp_path), train_dataset=Data(), callbacks=[ForgettingCallback(WINDOWS)]).train()
+    assert f"then measure: forgetting measure BASE {tmp_path}" in str(refused.value)  # there is no base model to give
 
 
 def test_a_callback_of_two_trainers_logs_to_the_one_that_calls_it(tmp_path):

@@ -160,6 +160,13 @@ def test_several_processes_are_refused(tiny_model):
         _refuse(SimpleNamespace(world_size=2, n_gpu=0), model)
 
 
+def test_adapters_that_change_their_base_are_refused_with_advice_for_a_callback(tiny_model):
+    config = LoraConfig(target_modules="all-linear", init_lora_weights="pissa")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
+    with pytest.raises(UsageError, match="needs an adapter that leaves the base model as it is"):
+        _refuse(SimpleNamespace(world_size=1, n_gpu=1, deepspeed=None, fp16=False), model)
+
+
 def test_it_knows_the_learning_rates_of_the_schedule(tmp_path, tiny_model, text):
     controller = ForgettingController(text, budget=0.5, context=16)
     train(tmp_path, tiny_model, [controller], lr_scheduler_type="linear", warmup_steps=2)

@@ -146,7 +146,8 @@ class ForgettingCallback(TrainerCallback):
         model = adapters.unwrapped(kwargs["model"])
         causal.check_causal(model, "the model")
         if adapters.is_peft(model):
-            comparable.check_live_adapter(model)
+            checkpoints = f"forgetting measure BASE {args.output_dir} --text ..."
+            comparable.check_live_adapter(model, f"train without ForgettingCallback, then measure: {checkpoints}")
         if (bits := quantised.bits_of(model.config)) is not None:
             log.warning(
                 "the base model is %s: forgetting is measured against it, with the adapter off",

@@ -30,8 +30,12 @@ TUNED = {"instruct", "it", "chat", "base", "pt", "sft", "dpo", "coder", "math", 
 """Words in names that distinguish models of one family."""
 
 
-def check_live_adapter(model: Any) -> None:
+def check_live_adapter(model: Any, instead: str = "give the base model as well: measure(base, tuned)") -> None:
     """Refuse a loaded PeftModel if disabling its adapters does not give the base model; inactive ones change it, too.
+
+    Args:
+        model: the PeftModel.
+        instead: what the caller's user can do about it.
 
     Raises:
         UsageError: names the option that changed the base weights.
@@ -50,8 +54,7 @@ def check_live_adapter(model: Any) -> None:
         else:
             continue
         raise UsageError(
-            f"adapter '{name}': {why}, so disabling the adapter does not restore the base model; "
-            "give the base model as well: measure(base, tuned)"
+            f"adapter '{name}': {why}, so disabling the adapter does not restore the base model; {instead}"
         )
 
 

@@ -205,4 +205,6 @@ def _refuse(args: TrainingArguments, model: Any) -> None:
         what = "fp16, whose gradients are scaled; use bf16"
     if what:
         raise UsageError(f"ForgettingController does not work with {what}")
-    comparable.check_live_adapter(model)
+    comparable.check_live_adapter(
+        model, "ForgettingController needs an adapter that leaves the base model as it is, for example a plain LoRA"
+    )
