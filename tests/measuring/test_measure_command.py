@@ -186,6 +186,8 @@ def test_added_tokens_are_compared_on_the_shared_part(tiny_model, corpora, tmp_p
     assert row["forgetting"] == pytest.approx(0, abs=1e-6)  # on the shared part nothing changed
     assert any("compared on the first" in notice for notice in row["notices"])
     assert any("2 added tokens" in notice for notice in row["notices"])
+    with pytest.raises(UsageError, match="the text contains '<more>', a token that only the tuned model's tokenizer"):
+        comparable.check_tokenizers(AutoTokenizer.from_pretrained(tiny_model), tokenizer, ["some <more> words"])
 
 
 @pytest.mark.parametrize(

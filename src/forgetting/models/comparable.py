@@ -263,7 +263,13 @@ def check_tokenizers(base: Any, tuned: Any, texts: Sequence[str]) -> list[str]:
         )
     for text in texts:
         sample = text[:SAMPLE_CHARACTERS]
-        if base(sample, verbose=False)["input_ids"] != tuned(sample, verbose=False)["input_ids"]:
+        ids = tuned(sample, verbose=False)["input_ids"]
+        if base(sample, verbose=False)["input_ids"] != ids:
+            if own := [token for token in tuned.convert_ids_to_tokens(ids) if token not in ours]:
+                raise UsageError(
+                    f"the text contains {own[0]!r:.40}, a token that only the tuned model's tokenizer has; losses of "
+                    "different tokens cannot be compared; give text without it"
+                )
             raise UsageError(
                 f"the tokenizers split the same text differently, for example {sample[:40]!r}; "
                 "losses of different tokens cannot be compared"
