@@ -129,19 +129,27 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
         raise
     except FileNotFoundError as error:
         if type(error).__name__ == "DatasetNotFoundError":
-            raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None
+            raise _no_data(spec, error) from None
         if error.filename:
             raise UsageError(f"task {spec}: {error.filename}: no such file") from None
         hint = "paths in `data_files` are relative to the current folder"
         raise UsageError(f"task {spec}: {first_line(error)} ({hint})") from None
     except ConnectionError as error:
-        raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None
+        raise _no_data(spec, error) from None
     except (Exception, SystemExit) as error:  # a task's YAML and Python may raise anything
         if isinstance(error, SystemExit) and error.code in SIGNALLED:
             raise
         if type(error).__module__.startswith(("huggingface_hub", "requests", "httpx")):
-            raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None
+            raise _no_data(spec, error) from None
         raise UsageError(f"task {spec}: lm-eval cannot load it: {_why(error, spec)}") from None
+
+
+def _no_data(spec: str | Path, error: BaseException) -> ForgettingError:
+    """The error of a task whose data set is neither stored nor reachable."""
+    return ForgettingError(
+        f"task {spec}: its data cannot be loaded: {first_line(error)}; without a network, give a file of your own "
+        "items: --suite mine.jsonl"
+    )
 
 
 def _group_name(manager: Any, path: Path) -> str:
