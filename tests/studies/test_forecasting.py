@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,3 +86,15 @@ def test_progress_prints_the_forecast_of_a_run_once(tmp_path, capsys):
     found = of_run(RunFolder(tmp_path / "s" / "runs" / task), run)
     lines = [line for line in capsys.readouterr().err.splitlines() if "at step 12:" in line]
     assert lines == [f"plain-lora-r2-s0, measured at step 6; {found}"]
+
+
+def test_progress_says_how_long_is_left(tmp_path, capsys, monkeypatch):
+    config, run = study(tmp_path, tmp_path / "s")
+    clock = iter((0, 0, 5, 200, 300))
+    monkeypatch.setattr("forgetting.cli.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    progress = StudyProgress(config, tmp_path / "s")
+    progress.on_plan([run] * 3, [run.run_id()] * 3)
+    for task in "abc":
+        progress.on_event(Event(f"{task}-0", "ended"))
+    said = ["[1/3] a, less than a minute left", "[2/3] b, about 1.7 min left", "[3/3] c"]
+    assert capsys.readouterr().err.splitlines()[1:] == said

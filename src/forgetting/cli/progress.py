@@ -127,7 +127,8 @@ class StudyProgress:
         done = sum(self.steps.values()) - sum(self.first.values())
         total = self.pending * self.config.training.steps - sum(self.first.values())
         left = (time.monotonic() - self.began) / max(done, 1) * (total - done)
-        self.say(f"[{len(self.ended)}/{self.pending}] {_short(task)}, about {left / 60:.1f} min left")
+        when = f", about {left / 60:.1f} min left" if left >= 60 else ", less than a minute left" if left else ""
+        self.say(f"[{len(self.ended)}/{self.pending}] {_short(task)}{when}")
 
 
 def _short(run_id: str) -> str:
