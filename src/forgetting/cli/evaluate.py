@@ -249,7 +249,7 @@ def evaluate_command(
     html: Html = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure which knowledge, reasoning and safety guardrails were lost, item by item, with paired statistics.
+    """Measure which answers and refusals were lost, item by item, with paired statistics.
 
     Answers are stored, and stored answers are not asked for again. Given only a study folder, it evaluates the tuned
     model of each run, and the study's report shows the results.

@@ -146,7 +146,7 @@ class ModelOptions:
     """
 
     revision: Revision = None
-    dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the base model. Default: as stored.")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Dtype to load the models in. Default: as stored.")] = None
     device: Device = None
     trust_remote_code: TrustRemoteCode = None
     bits: Annotated[
