@@ -313,13 +313,14 @@ def test_gguf_files(base: Path, made: dict[str, Path], corpora: Path, tmp_path: 
 
 
 @pytest.mark.full
-def test_a_different_chat_template_is_reported(base: Path, corpora: Path, tmp_path: Path) -> None:
-    shutil.copytree(base, tmp_path / "other")
+def test_a_different_chat_template_and_dtype_are_reported(base: Path, corpora: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.save_pretrained(tmp_path / "other")
     found = measured(base, corpora, tmp_path / "other")
     assert any("chat template differs" in notice for notice in found.steps[0].notices)
+    assert found.steps[0].kind == "model, bfloat16"
 
 
 @pytest.mark.full

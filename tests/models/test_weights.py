@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from forgetting.config.schema import ModelConfig
 from forgetting.errors import UsageError
@@ -276,6 +277,25 @@ def test_the_same_weights_used_otherwise_are_noticed(untied: Path, tmp_path: Pat
     assert "rms_norm_eps (1e-06 and 1e-05)" in notice
     assert "rope_parameters" in notice
     assert open_pair(str(untied), str(untied), settings=ModelConfig(source="-"), placement=Placement()).notices == []
+
+
+def test_models_in_different_dtypes_are_noticed(untied: Path, tmp_path: Path) -> None:
+    half = AutoModelForCausalLM.from_pretrained(untied, dtype=torch.bfloat16)
+    half.save_pretrained(shutil.copytree(untied, tmp_path / "half"))
+    whole, stored = str(untied), str(tmp_path / "half")
+    settings, placement = ModelConfig(source="-"), Placement()
+    for base, tuned, ours, theirs in (
+        (whole, stored, "float32", "bfloat16"),
+        (stored, whole, "bfloat16", "float32"),
+        (whole, half, "float32", "bfloat16"),
+        (AutoModelForCausalLM.from_pretrained(untied), half, "float32", "bfloat16"),
+    ):
+        assert open_pair(base, tuned, settings=settings, placement=placement).notices == [
+            f"the base model runs in {ours} and the tuned model in {theirs}, so forgetting includes the rounding; "
+            "load both in one dtype (--dtype)"
+        ]
+    one = ModelConfig(source="-", dtype="float32")
+    assert open_pair(whole, stored, settings=one, placement=placement).notices == []
 
 
 def test_packed_weights_without_a_quantisation_config_are_refused(untied: Path, tmp_path: Path) -> None:

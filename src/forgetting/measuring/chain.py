@@ -133,7 +133,8 @@ class _Steps:
         parts = parts_of(values, self.before, windows.token_documents())
         notices += _same_notice(values, self.before)
         self.before = values
-        step = ChainStep(recipe.name, recipe.place.name, recipe.kind, so_far, parts, recipe.hashes(), tuple(notices))
+        kind = _kind(recipe, models)
+        step = ChainStep(recipe.name, recipe.place.name, kind, so_far, parts, recipe.hashes(), tuple(notices))
         self.found.append(step)
 
     def _opened(self, recipe: Recipe) -> Opened:
@@ -157,6 +158,12 @@ class _Steps:
         self.loaded = None  # because `merges.added` puts the adapter on the base model
         found = merges.added(models.base, models.tuned, adapter.place)
         return [] if found is None else found.notices(adapter.name, quantised=quantised)
+
+
+def _kind(recipe: Recipe, models: Pair) -> str:
+    """What a step's model is, in words, also with a dtype that it was stored in and its base model was not."""
+    asked = recipe.dtype is not None or recipe.bits is not None
+    return recipe.kind if asked or models.tuned_dtype == models.dtype else f"{recipe.kind}, {models.tuned_dtype}"
 
 
 def _same_notice(after: dict[str, NDArray[Any]], before: dict[str, NDArray[Any]] | None) -> list[str]:

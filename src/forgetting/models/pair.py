@@ -48,6 +48,11 @@ class Pair:
         """The base model's dtype."""
         return quantised.dtype_name(self.base)
 
+    @property
+    def tuned_dtype(self) -> str:
+        """The tuned model's dtype."""
+        return quantised.dtype_name(self.tuned)
+
 
 def open_pair(
     base: Model | None,
@@ -83,6 +88,7 @@ def open_pair(
         loaded = _load_base(config, source, placement)
         names = (source.name, type(tuned_model).__name__)
         notices = [*loaded.notices, *comparable.architecture_notices(loaded.model, tuned_model)]
+        notices += _dtype_notices(loaded.model, tuned_model)
         return Pair(loaded.model, tuned_model, tokenizer or loaded.tokenizer, loaded.key, names, None, notices)
     # report errors of the tuned model before loading or downloading the base model
     found = tuned if isinstance(tuned, Source) else sources.find(str(tuned), code=config.trust_remote_code)
@@ -96,6 +102,7 @@ def open_pair(
     other = settings.model_copy(update={"source": found.name, "revision": None})
     model, notices = loading.load_model(other, found, placement, "the tuned model's")
     notices = [*loaded.notices, *notices, *comparable.architecture_notices(loaded.model, model)]
+    notices += _dtype_notices(loaded.model, model)
     names = (source.name, found.name)
     return Pair(loaded.model, model, tokenizer, loaded.key, names, own_tokenizer(found, config), notices, found)
 
@@ -126,15 +133,26 @@ def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
         comparable.check_live_adapter(tuned_model)
         return Pair(tuned_model, tuned_model, tokenizer, None, ("its base model", type(tuned_model).__name__))
     notices = [*_base_notices(base_model), *comparable.architecture_notices(base_model, tuned_model)]
+    notices += _dtype_notices(base_model, tuned_model)
     return Pair(
         base_model, tuned_model, tokenizer, None, (type(base_model).__name__, type(tuned_model).__name__), None, notices
     )
 
 
+def _dtype_notices(base: Any, tuned: Any) -> list[str]:
+    """A notice if the two models run in different dtypes."""
+    ours, theirs = quantised.dtype_name(base), quantised.dtype_name(tuned)
+    if ours == theirs:
+        return []
+    said = f"the base model runs in {ours} and the tuned model in {theirs}, so forgetting includes the rounding"
+    # weights stored in fewer bits stay so
+    return [f"{said}; load both in one dtype (--dtype)" if "-" not in ours + theirs else said]
+
+
 def _base_notices(base: Any) -> list[str]:
     """A notice if a loaded base model is a PeftModel; refuses a base model with another model's adapter inside it."""
     if adapters.is_peft(base):
-        comparable.check_live_adapter(base)
+        comparable.check_live_adapter(base, "load the base model without it")
         return ["the base model is a PeftModel: it is measured with its adapters disabled"]
     if peft_internals.acts_in(base):
         raise UsageError(
