@@ -40,10 +40,12 @@ UNDECAYED = ("bias", "ln_tuning")
 
 
 class WeightDecay(Mitigation):
-    """Decoupled weight decay: pulls the trained weights to zero, which for adapters is towards the base model.
+    """Decoupled weight decay: pulls the trained weights to zero, which for LoRA is towards the base model.
 
-    Loshchilov and Hutter 2017, arXiv:1711.05101. In full fine-tuning it pulls away from the base model; there, `l2sp`
-    is the decay towards the start.
+    Loshchilov and Hutter 2017, arXiv:1711.05101. Zero is the base model only for adapters whose effect vanishes there.
+    It is not for the factors of IA3 and the magnitudes of DoRA, for prompts, or for PiSSA, OLoRA and CorDA, which move
+    part of the base model's weights into the adapter. In full fine-tuning it pulls away from the base model; there,
+    `l2sp` is the decay towards the start.
     """
 
     name: ClassVar[str] = "weight_decay"
