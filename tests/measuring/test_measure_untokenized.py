@@ -90,6 +90,7 @@ def write_rows(path: Path, seed: int, count: int = 150) -> TextConfig:
         for _ in range(count)
     ]
     texts += [draw.choice(["the\u00a0", "a" * 60, "x" * 600, "\u200b", "e\u0301" * 3, "▁" * 9]) for _ in range(20)]
+    texts += ["<|bos|>", "<|bos|> ", "<|bos|>the", "<|bos|><|bos|>", "<|bos|>the old river town", "the <|bos|>"]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return TextConfig(source=str(path))
 

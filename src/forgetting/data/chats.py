@@ -23,6 +23,7 @@ from ..display.numbers import several, share_of
 from ..errors import UsageError
 from . import templates
 from .formats import Document, Message
+from .start_token import StartToken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +48,7 @@ class Chats:
         self.tokenizer = tokenizer
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.fast = bool(getattr(tokenizer, "is_fast", True))
+        self.start = StartToken(tokenizer)
         self.counts: Counter[str] = Counter()
         self.now: dict[str, None] = {}
         self.documents = 0
@@ -79,7 +81,9 @@ class Chats:
                 "prompts, or a model that has one"
             )
         self.counts["no chat template: answers continue the prompts as plain text"] += 1
-        ids = _ids(self.tokenizer, str(document.messages[0]["content"]), special=True)
+        text = str(document.messages[0]["content"])
+        self.start.count += self.start.begins(text)
+        ids = self._with_special(text)
         return ids[:-1] if len(ids) > 1 and ids[-1] == getattr(self.tokenizer, "eos_token_id", None) else ids
 
     @functools.cached_property
@@ -169,10 +173,15 @@ class Chats:
         end = str(getattr(self.tokenizer, "eos_token", None) or "")
         if not end:
             self._note("the tokenizer has no end token: answers end without one")
-        before = _ids(self.tokenizer, prompt, special=True)
-        ids = _ids(self.tokenizer, prompt + completion + ("" if completion.endswith(end) else end), special=True)
+        self.start.count += self.start.begins(prompt)
+        before = self._with_special(prompt)
+        ids = self._with_special(prompt + completion + ("" if completion.endswith(end) else end))
         ids = ids[:-1] if end and self._ends_texts else ids  # one end token is enough
         return ids, np.arange(len(ids)) >= _common(before, ids)
+
+    def _with_special(self, text: str) -> NDArray[np.int32]:
+        """The tokens of a text with the special tokens that the tokenizer adds, the start token once."""
+        return self.start.once(text, _ids(self.tokenizer, text, special=True))
 
     def _masked(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
         """Tokens of a text; those with a character in one of the spans are answers.

@@ -320,7 +320,7 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[list[Ids]
             f"the tokenizer's chat template does not render the prompts: it gives the same text for all {len(ids)}; "
             "give a tokenizer whose template renders them"
         )
-    return ids, chats.notices()
+    return ids, [*chats.start.notice(len(ids), "prompt"), *chats.notices()]
 
 
 def answer_windows(prompts: Sequence[Ids], answers: Sequence[Ids], names: Sequence[str]) -> Windows:

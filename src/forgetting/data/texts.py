@@ -69,6 +69,15 @@ class Texts(Sequence[Document]):
         self._file.seek(self._begins[place])
         return self._file.read(self._lengths[place]).decode()
 
+    def count_beginning(self, mark: str) -> int:
+        """Number of documents whose text begins with these characters."""
+        content, count = mark.encode(), 0
+        for begin, length in zip(self._begins, self._lengths, strict=True):
+            if length >= len(content):
+                self._file.seek(begin)
+                count += self._file.read(len(content)) == content
+        return count
+
     def __len__(self) -> int:
         return len(self.ids)
 

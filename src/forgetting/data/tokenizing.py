@@ -14,6 +14,7 @@ from ..errors import UsageError
 from .chats import Chats
 from .documents import Corpus, Document
 from .readers import check_words
+from .start_token import StartToken
 from .texts import first_copies
 from .windows import Windows
 
@@ -31,6 +32,7 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     """Documents as windows of at most `context` tokens.
 
     Plain text is cut into consecutive windows, the last one shorter; every token except a window's first is predicted.
+    A text that begins with the tokenizer's start token does not get another one.
     A conversation is one window, rendered with the chat template and cut at `context`; the tokens of its assistant
     turns are predicted, including the end-of-turn token. If the template renders an earlier answer differently from
     the last one, that answer gets a window of its own, which ends with it.
@@ -52,6 +54,7 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
         *([f"{share_of(cut, len(documents), 'conversation', 'was')} cut at {context} tokens"] if cut else []),
         *dropped_notice(len(documents), gathered.owning, context),
         *copies_notice(first_copy),
+        *chats.start.notice(len(documents)),
         *chats.notices(),
     ]
     return gathered.windows(document_ids=corpus.ids, notices=(*corpus.notices, *notices), first_copy=first_copy)
@@ -135,17 +138,22 @@ def _encoded(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, chats: Chats, context: int
 ) -> Iterator[list[Encoded]]:
     """The windows of each document; conversations are not yet cut at `context`."""
-    plain = encode_plain([document.text for document in documents if not document.messages], tokenizer, context)
+    texts = [document.text for document in documents if not document.messages]
+    plain = encode_plain(texts, tokenizer, context, chats.start)
     for document in documents:
         yield chats.encode(document) if document.messages else next(plain)
 
 
-def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> Iterator[list[Encoded]]:
-    """The windows of each plain text: consecutive, every token a target."""
+def encode_plain(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int, start: StartToken
+) -> Iterator[list[Encoded]]:
+    """The windows of each plain text: consecutive, every token a target. Texts with a start token are counted."""
     for text in texts:
         check_words(text, "the text")
-    for ids in _plain(texts, tokenizer):
-        pieces = [ids[start : start + context] for start in range(0, len(ids), context)]
+    for text, found in zip(texts, _plain(texts, tokenizer), strict=True):
+        start.count += start.begins(text)
+        ids = start.once(text, found)
+        pieces = [ids[low : low + context] for low in range(0, len(ids), context)]
         yield [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..config.schema import TextConfig
 from .documents import Corpus
 from .large import is_large, read_texts
+from .start_token import StartToken
 from .texts import Texts, first_copies
 from .tokenizing import Encoded, Gathered, copies_notice, dropped_notice, encode_plain, tokenize
 from .windows import Windows
@@ -61,7 +62,8 @@ class Untokenized:
 
     def encoded(self, places: NDArray[np.int64]) -> Iterator[list[Encoded]]:
         """The windows of each of these documents."""
-        return encode_plain([self.corpus[place].text for place in places.tolist()], self.tokenizer, self.context)
+        texts = [self.corpus[place].text for place in places.tolist()]
+        return encode_plain(texts, self.tokenizer, self.context, StartToken(self.tokenizer))
 
     def windows(self, places: NDArray[np.int64], encoded: Iterable[list[Encoded]]) -> Windows:
         """The windows of these documents, in this order, with the same document indices as in the whole text."""
@@ -91,15 +93,17 @@ def untokenized(config: TextConfig, tokenizer: Any, context: int) -> Untokenized
     if single is None or found is None:
         return None
     texts, notices = found
-    present = _present(texts, single, tokenizer)
+    start = StartToken(tokenizer)
+    present = _present(texts, single, tokenizer, start)
     if 2 * len(present) < context:  # perhaps too few tokens; `tokenize` reports it
         return None
     first_copy = first_copies(texts.spaceless)
-    notices = (*notices, *dropped_notice(len(texts), len(present), context), *copies_notice(first_copy))
-    return Untokenized(Corpus(*found), tokenizer, context, present, first_copy, notices)
+    start.count = 0 if start.mark is None else texts.count_beginning(start.mark)
+    own = [*dropped_notice(len(texts), len(present), context), *copies_notice(first_copy), *start.notice(len(texts))]
+    return Untokenized(Corpus(*found), tokenizer, context, present, first_copy, (*notices, *own))
 
 
-def _present(texts: Texts, single: _SingleTokens, tokenizer: Any) -> NDArray[np.int64]:
+def _present(texts: Texts, single: _SingleTokens, tokenizer: Any, start: StartToken) -> NDArray[np.int64]:
     """Indices of the documents that are two or more tokens long."""
     has = np.frombuffer(texts.visible, np.int64) > SHRINKS * single.longest
     doubtful = []
@@ -108,15 +112,12 @@ def _present(texts: Texts, single: _SingleTokens, tokenizer: Any) -> NDArray[np.
             doubtful.append(place)
         else:
             has[place] = True
-    for start in range(0, len(doubtful), BATCH):
-        places = doubtful[start : start + BATCH]
-        counts = [sum(len(ids) for ids, _ in parts) for parts in _all(texts, places, tokenizer)]
+    for low in range(0, len(doubtful), BATCH):
+        places = doubtful[low : low + BATCH]
+        found = encode_plain([texts.text(place) for place in places], tokenizer, 2, start)
+        counts = [sum(len(ids) for ids, _ in parts) for parts in found]
         has[places] = np.asarray(counts) > 1
     return np.flatnonzero(has)
-
-
-def _all(texts: Texts, places: Sequence[int], tokenizer: Any) -> Iterator[list[Encoded]]:
-    return encode_plain([texts.text(place) for place in places], tokenizer, 2)
 
 
 @dataclass(frozen=True)
