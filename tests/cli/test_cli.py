@@ -165,7 +165,7 @@ TOUR: list[tuple[str, str]] = [
     ("study {flags} --context 0", "context: got 0; input should be greater than or equal to 8"),
     ("study {flags} --text {dir}/none.txt", "none.txt: no such file"),
     ("study {flags} --text {dir}/empty.txt", "empty.txt: empty; it has no rows"),
-    ("study {flags} --text {dir}/short.txt", "the text has 3 tokens in 1 document, fewer than one window of 32"),
+    ("study {flags} --text {dir}/short.txt", "the text has 1 document and none is two tokens long"),
     ("study {flags} --train {dir}/bad.jsonl", "bad.jsonl, line 2: not JSON"),
     ("study {flags} --train {dir}/columns.jsonl", "columns: body, title"),
     ("study {flags} --train {dir}/one.jsonl", "the fine-tuning data has 1 distinct documents; at least 4"),
@@ -193,7 +193,7 @@ def wrong(tmp_path: Path, tiny_model: Path) -> Path:
         "unknown.yaml": "model: {source: m}\ntext: {source: t}\ndatasets: {a: {source: a}}\n"
         "methods: [{name: lora}]\ntraining: {stepz: 3}\n",
         "empty.txt": "",
-        "short.txt": "the old river",
+        "short.txt": "river",
         "bad.jsonl": '{"text": "the old"}\n{"text"\n',
         "columns.jsonl": '{"body": "a", "title": "b"}\n',
         "one.jsonl": '{"text": "the old river"}\n' * 9,

@@ -195,9 +195,13 @@ def test_long_conversations_are_cut_and_counted(tokenizer) -> None:
     )
 
 
-def test_text_shorter_than_a_window_is_an_error(tokenizer) -> None:
-    with pytest.raises(UsageError, match="the text has 3 tokens in 1 document, fewer than one window of 64"):
-        tokenize([Document(id="a", text="the old river")], tokenizer, 64)
+def test_texts_shorter_than_a_window_have_one_window_each(tokenizer) -> None:
+    documents = [Document(id=str(i), text=text) for i, text in enumerate(["the old river", "bread", "iron bridge"])]
+    windows = tokenize(documents, tokenizer, 64)
+    assert windows.lengths.tolist() == [3, 2]
+    assert windows.documents.tolist() == [0, 2]
+    with pytest.raises(UsageError, match="the text has 1 document and none is two tokens long"):
+        tokenize(documents[1:2], tokenizer, 64)
 
 
 def test_a_tokenizer_without_chat_template_is_refused(tokenizer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..display.numbers import share_of
+from ..display.numbers import several, share_of
 from ..errors import UsageError
 from .chats import Chats
 from .documents import Corpus, Document
@@ -38,7 +38,7 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     the last one, that answer gets a window of its own, which ends with it.
 
     Raises:
-        UsageError: the text is shorter than one window; a conversation without a chat template, or one that the
+        UsageError: a conversation without a chat template, or one that the
             template refuses; a template without the assistant's answers; or no target is left.
     """
     corpus = documents if isinstance(documents, Corpus) else Corpus(documents)
@@ -165,15 +165,12 @@ def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable
     return (np.asarray(tokenizer(text, verbose=False)["input_ids"], np.int32) for text in texts)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def _check_enough(documents: Sequence[Document], gathered: Gathered, context: int) -> None:
-    if gathered.tokens < context and not any(document.messages for document in documents):
+    if gathered.tokens:
+        return
+    if not any(document.messages for document in documents):
         raise UsageError(
-            f"the text has {_count(gathered.tokens, 'token')} in {_count(len(documents), 'document')}, fewer than one "
-            f"window of {context}; give more text or a smaller context"
+            f"the text has {several(len(documents), 'document')} and none is two tokens long, so there is no token to "
+            "predict; give longer texts"
         )
-    if not gathered.tokens:
-        raise UsageError(f"no answer begins within {context} tokens in any conversation; give a larger context")
+    raise UsageError(f"no answer begins within {context} tokens in any conversation; give a larger context")

@@ -85,7 +85,7 @@ def untokenized(config: TextConfig, tokenizer: Any, context: int) -> Untokenized
     """A large plain text.
 
     Returns:
-        None if it is small or not plain text, perhaps has too few tokens, or if this tokenizer could turn a text of any
+        None if it is small or not plain text, has no target, or if this tokenizer could turn a text of any
         content into one token.
     """
     single = _SingleTokens.of(tokenizer) if is_large(config) else None
@@ -95,7 +95,7 @@ def untokenized(config: TextConfig, tokenizer: Any, context: int) -> Untokenized
     texts, notices = found
     start = StartToken(tokenizer)
     present = _present(texts, single, tokenizer, start)
-    if 2 * len(present) < context:  # perhaps too few tokens; `tokenize` reports it
+    if not len(present):  # `tokenize` reports it
         return None
     first_copy = first_copies(texts.spaceless)
     start.count = 0 if start.mark is None else texts.count_beginning(start.mark)
