@@ -134,6 +134,28 @@ def test_thinking_that_the_template_adds_or_drops_is_reported() -> None:
     assert "leaves out or changes part of an answer, such as its thinking, in 1 of 1" in found.notices[1]
 
 
+@pytest.mark.parametrize("name", ["look", "f", "One", "assistant"])
+def test_tool_calls_that_are_left_out_are_reported_whatever_the_tool_is_called(name: str) -> None:
+    for call in ({"tool_calls": [{"function": {"name": name, "arguments": {}}}]}, {"function_call": {"name": name}}):
+        turns = ({"role": "user", "content": "One? look for it"}, {"role": "assistant", "content": "Alpha.", **call})
+        assert encoded(CHATML, *turns)[1].notices == (
+            "the chat template leaves out the tool calls that 1 of 1 conversation has",
+        )
+    both = {"tool_calls": [{"function": {"name": one, "arguments": {}}} for one in (name, name)]}
+    turns = (turns[0], {"role": "assistant", "content": None, **both})
+    assert encoded(TOOLS, *turns)[1].notices == ()
+    assert encoded(TOOLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]"), *turns)[1].notices != ()
+    earlier = (turns[0], {"role": "assistant", "content": "Alpha.", **call}, *TURNS[2:])
+    assert encoded(R1, *earlier)[1].notices != ()
+
+
+def test_a_thought_that_is_left_out_is_reported_even_if_the_prompt_has_the_same_words() -> None:
+    turns = ({"role": "user", "content": "One? hm"}, {"role": "assistant", "content": "Alpha.", "reasoning": "hm"})
+    assert "leaves out or changes part of an answer" in encoded(CHATML, *turns)[1].notices[0]
+    shown = ({**turns[1], "reasoning_content": "hm"},)
+    assert encoded(QWEN3, turns[0], *shown)[1].notices == ()
+
+
 def test_tool_calls_and_tools_reach_the_template() -> None:
     tools = ({"type": "function", "function": {"name": "look"}},)
     turns = (TURNS[0], CALL, {"role": "tool", "content": "r"}, TURNS[1])

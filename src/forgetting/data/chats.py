@@ -143,7 +143,7 @@ class Chats:
         encoded = self._masked(whole, spans) if spans is not None else self._generated(document, rendering)
         if encoded is None:
             return self._by_turns(document, rendering, whole, turns)
-        self._look_over([document.messages[turn] for turn in turns], whole)
+        self._look_over(rendering, turns, len(document.messages))
         return [encoded]
 
     def notices(self) -> list[str]:
@@ -227,15 +227,16 @@ class Chats:
             if found is None:
                 unknown += 1
                 continue
-            mine, start, text = found
+            mine, start = found
+            upto = turn + 1
             end = _common(mine, ids)
             rest = len(mine) - end
             if end > start and np.array_equal(mine[end:], ids[len(ids) - rest :] if rest else ids[:0]):
                 targets[start : end if turn < len(document.messages) - 1 else len(ids)] = True
-                text = whole
+                upto = len(document.messages)
             else:
                 apart.append((mine, np.arange(len(mine)) >= start))
-            self._look_over([document.messages[turn]], text)
+            self._look_over(rendering, [turn], upto)
         if unknown == len(turns):
             raise UsageError(
                 f"document '{document.id}': the chat template rewrites earlier turns, so the answer's tokens cannot be "
@@ -252,8 +253,8 @@ class Chats:
             ] += unknown
         return [*([(ids, targets)] if targets.any() else []), *apart]
 
-    def _answer(self, rendering: _Rendering, turn: int) -> tuple[NDArray[np.int32], int, str] | None:
-        """Tokens of the conversation up to a turn, where the turn begins, and the text; None if that cannot be told."""
+    def _answer(self, rendering: _Rendering, turn: int) -> tuple[NDArray[np.int32], int] | None:
+        """Tokens of the conversation up to a turn, and where the turn begins; None if that cannot be told."""
         try:
             prompt, upto = rendering.text(turn, prompt=True), rendering.text(turn + 1)
             opened = upto.startswith(prompt)
@@ -270,31 +271,76 @@ class Chats:
                 "thought that it opens; measured as in the conversation"
             ] += 1
         ids = _ids(self.tokenizer, upto)
-        return ids, _common(_ids(self.tokenizer, prompt), ids), upto
+        return ids, _common(_ids(self.tokenizer, prompt), ids)
 
     def _note(self, text: str) -> None:
         """Count this conversation for a notice, once."""
         self.now[text] = None
 
-    def _look_over(self, answers: Sequence[Message], text: str) -> None:
-        """Note what the template left out of these answers."""
-        written = "".join(text.split())
-        for answer in answers:
-            said = [answer.get(name) for name in ("content", *REASONING)]
-            if any("".join(str(part or "").split()) not in written for part in said):
+    def _look_over(self, rendering: _Rendering, turns: Sequence[int], upto: int) -> None:
+        """Note what the template left out of these answers, in the first `upto` turns."""
+        messages = rendering.document.messages
+        written = "".join(rendering.text(upto).split())
+        marked = {turn: _marked(messages[turn], turn) for turn in turns}
+        shown = self._shown(rendering, {turn: message for turn, (message, *_) in marked.items()}, upto)
+        for turn, (_, thoughts, calls) in marked.items():
+            said = [messages[turn].get(name) for name in ("content", *REASONING)]
+            if any("".join(str(part or "").split()) not in written for part in said) or _lacks(shown, thoughts):
                 self._note(
                     "the chat template leaves out or changes part of an answer, such as its thinking, in {share}"
                 )
-            if any("".join(name.split()) not in written for name in _called(answer)):
+            if _lacks(shown, calls):
                 self._note("the chat template leaves out the tool calls that {share_have}")
 
+    def _shown(self, rendering: _Rendering, changed: Mapping[int, Message], upto: int) -> str | None:
+        """The first `upto` turns with some messages replaced; None if none differs or the template refuses them."""
+        document = rendering.document
+        if all(message == document.messages[turn] for turn, message in changed.items()):
+            return None
+        messages = tuple(changed.get(turn, message) for turn, message in enumerate(document.messages))
+        other = _Rendering(self.tokenizer, replace(document, messages=messages), self.wants_parts)
+        other.nulls = rendering.nulls
+        try:
+            return other.text(upto)
+        except templates.TemplateLimitError:
+            raise
+        except UsageError:
+            return None
 
-def _called(message: Message) -> list[str]:
-    """Names of the tools that a message calls."""
-    calls = message.get("tool_calls")
-    calls = [*(calls if isinstance(calls, list) else []), message.get("function_call")]
-    functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
-    return [str(function["name"]) for function in functions if isinstance(function, Mapping) and "name" in function]
+
+def _marked(message: Message, turn: int) -> tuple[Message, list[str], list[str]]:
+    """A message with a mark instead of each thought and of each called tool's name; the marks of both.
+
+    A thought or name itself may occur elsewhere in the conversation, so finding it does not show that it was rendered.
+    """
+    changed = dict(message)
+    thoughts: dict[str, str] = {}  # templates may read any of the fields, so equal thoughts have the same mark
+    names: list[str] = []
+    for name in REASONING:
+        thought = message.get(name)
+        if isinstance(thought, str) and thought.strip():
+            changed[name] = thoughts.setdefault(thought, f"thought{turn}n{len(thoughts)}x")
+
+    def renamed(call: Any) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        if isinstance(call.get("function"), Mapping):
+            return {**call, "function": renamed(call["function"])}
+        if "name" not in call:
+            return call
+        names.append(f"call{turn}n{len(names)}x")
+        return {**call, "name": names[-1]}
+
+    if isinstance(calls := message.get("tool_calls"), list):
+        changed["tool_calls"] = [renamed(call) for call in calls]
+    if "function_call" in message:
+        changed["function_call"] = renamed(message["function_call"])
+    return changed, list(thoughts.values()), names
+
+
+def _lacks(text: str | None, marks: Sequence[str]) -> bool:
+    """Whether a text, if it is known, lacks one of the marks."""
+    return text is not None and any(mark not in text for mark in marks)
 
 
 class _Rendering:
