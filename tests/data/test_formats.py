@@ -129,6 +129,26 @@ def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
     assert load(tmp_path, pairs).notices == ("r.jsonl: left out 2 of 3 conversations, with an empty answer",)
 
 
+@pytest.mark.parametrize("value", [[], None, "", " ", "[]"], ids=repr)
+def test_rows_without_messages_are_counted(tmp_path: Path, value: Any) -> None:
+    for rows, names in (
+        ([{"messages": [Q, A]}, {"messages": value}], "'messages'"),
+        ([{"conversations": [Q, A]}, {"conversations": value}], "'conversations'"),
+        (
+            [{"question": "q", "answer": "a"}, {"question": None, "answer": None}],
+            "'answer' and 'ques",
+        ),
+        ([{"prompt": [Q], "chosen": [A]}, {"prompt": [Q], "chosen": None}], "'chosen'"),
+    ):
+        corpus = load(tmp_path, rows)
+        assert [document.id for document in corpus] == ["row-0"]
+        assert f"r.jsonl: left out 1 of 2 conversations, with nothing in {names}" in "\n".join(corpus.notices)
+    with pytest.raises(UsageError, match="row 2: column 'messages' must be a list"):
+        load(tmp_path, [{"messages": [Q, A]}, {"text": "no messages here"}])
+    with pytest.raises(UsageError, match=r"r.jsonl: contains no text: all 2 rows are empty"):
+        load(tmp_path, [{"messages": value}] * 2)
+
+
 @pytest.mark.parametrize(
     "row", [{"prompt": "q", "completion": "a", "label": True}, {"messages": [Q, A], "kto_tag": True}], ids=["trl", "lf"]
 )

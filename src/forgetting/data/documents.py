@@ -108,7 +108,8 @@ def corpus_of(rows: Sequence[formats.Row], config: TextConfig, notices: Iterable
     else:
         documents, found = formats.conversations(config, rows, shape)
     if not documents:
-        raise UsageError(f"{config.source}: contains no text; number of rows, all empty: {len(rows)}")
+        why = f": all {len(rows):,} rows are empty" if len(rows) > 1 else ""
+        raise UsageError(f"{config.source}: contains no text{why}")
     documents = _unique_ids(documents)[: config.max_documents]
     return Corpus(tuple(documents), (*notices, *(f"{name}: {notice}" for notice in (*told, *guessed, *found))))
 

@@ -177,17 +177,20 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
 
 
 def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tuple[list[Document], list[str]]:
-    """Conversations; those without an answer, or with a rejected one, are left out and counted.
+    """Conversations; those without messages or an answer, or with a rejected one, are left out and counted.
 
     Raises:
         UsageError: a row does not match its columns, or no row has an assistant turn; names the row.
     """
     documents = []
-    silent = empty = rejected = context = 0
+    silent = empty = rejected = blank = context = 0
     roles: list[str] = []
     for i, row in enumerate(rows):
         if shape.pair is None and _is_rejected(row):
             rejected += 1
+            continue
+        if all(name in row and _is_blank(row[name], shape) for name in _needed(shape)):
+            blank += 1
             continue
         document = _conversation(config, row, i, shape)
         targets = [document.messages[i] for i in document.targets()]
@@ -208,6 +211,7 @@ def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tupl
     why = (
         (empty, "an empty answer"),
         (silent, "no assistant message"),
+        (blank, "nothing in " + " and ".join(f"'{name}'" for name in sorted(_needed(shape)))),
         (rejected, "the label false (an answer that was rejected)"),
     )
     notices = [f"left out {n} of {several(len(rows), 'conversation')}, with {what}" for n, what in why if n]
@@ -435,6 +439,13 @@ def row_id(row: Row, index: int) -> str:
 def empty_rows(count: int, empty: int) -> list[str]:
     """A notice about empty rows, which are left out."""
     return [f"{share_of(empty, count, 'row', 'is')} empty and left out"] if empty else []
+
+
+def _is_blank(value: Any, shape: Shape) -> bool:
+    """Whether a cell is null, white space, or a list without items, for messages also as the JSON text of a CSV."""
+    if isinstance(value, str):
+        return value.strip() in (("", "[]") if shape.kind in ("chat", "sharegpt") else ("",))
+    return not len(value) if _is_list(value) else value is None or value != value
 
 
 def _holds(value: Any) -> bool:
