@@ -57,9 +57,20 @@ def test_unused_columns_are_reported(tmp_path: Path) -> None:
     assert corpus.notices == ("r.jsonl: read as qa from columns question, answer; not used: context",)
     alpaca = {"instruction": "q", "output": "a", "text": "### q: a"}
     assert load(tmp_path, [alpaca])[0].text == "### q: a"
-    assert "could also be read as alpaca (set `format`)" in load(tmp_path, [alpaca]).notices[0]
+    notice = load(tmp_path, [alpaca]).notices[0]
+    assert "could also be read as alpaca (set `format`, as in --text-field format=alpaca)" in notice
     assert load(tmp_path, [{"text": "t", "label": "x"}] * 2).notices == ()
     assert load(tmp_path, [{"messages": [Q, A], "source": "x"}]).notices == ()
+    assert load(tmp_path, [{"dialog": [Q, A]}], messages_column="dialog").notices == ()
+    both = [{"messages": [Q, A], "text": "t"}] * 2
+    assert load(tmp_path, both).notices == (
+        "r.jsonl: read as chat from columns messages; not used: text; could also be read as text (set `format`, as in "
+        "--text-field format=text)",
+    )
+    assert load(tmp_path, both, format="chat").notices == ()
+    assert load(tmp_path, both, format="text")[0].text == "t"
+    pair = {"prompt": "q", "completion": "a", "text": "q a"}
+    assert "read as completion from columns prompt, completion; not used: text" in load(tmp_path, [pair]).notices[0]
 
 
 def test_a_conversation_under_another_name_is_read(tmp_path: Path) -> None:

@@ -134,14 +134,15 @@ def recognise(config: TextConfig, columns: Sequence[str]) -> tuple[Shape, list[s
         own = f"'{config.text_column}', '{config.messages_column}', '{config.prompt_column}'"
         raise UsageError(f"{config.source}: no column {own} with '{config.completion_column}'; {_has(columns)}")
     chosen = fits[0]
-    if chosen.kind in ("chat", "completion") or (chosen.kind == "text" and len(fits) == 1):
+    others = sorted({shape.kind for shape in fits if _needed(shape) != _needed(chosen)} - {chosen.kind})
+    if chosen.kind in ("chat", "completion", "text") and not others:
         return chosen, []
     used = [name for name in chosen.columns if name in columns]
     rest = [name for name in columns if name not in used]
     notice = f"read as {chosen.kind} from columns {', '.join(used)}"
     notice += f"; not used: {', '.join(map(str, rest[:8]))}" if rest else ""
-    others = sorted({shape.kind for shape in fits[1:]} - {chosen.kind})
-    notice += f"; could also be read as {', '.join(others)} (set `format`)" if others else ""
+    if others:
+        notice += f"; could also be read as {', '.join(others)} (set `format`, as in --text-field format={others[0]})"
     return chosen, [notice]
 
 
