@@ -350,3 +350,16 @@ def test_the_default_study_reads_the_same_tokens_as_before(name: str, fingerprin
     corpus = load_corpus(TextConfig(source=f"miniature:{name}", max_documents=200))
     windows = tokenize(corpus, load_tokenizer(ModelConfig(source="miniature")), 128)
     assert windows.fingerprint().startswith(fingerprint)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_base_model_without_a_template_is_told_what_to_do(has: bool) -> None:
+    from forgetting.measuring.reading import read_windows
+
+    other = tokenizer_of(CHATML)
+    other.chat_template = CHATML if has else None
+    bare = tokenizer_of(CHATML)
+    bare.chat_template = None
+    with pytest.raises(UsageError, match=r"no chat template; give plain text .* add a chat_template\.jinja") as caught:
+        read_windows([{"messages": list(TURNS)}], bare, [], 64, other)
+    assert ("the tuned model has one, so add that and give the copy as BASE" in str(caught.value)) == has

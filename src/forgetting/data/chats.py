@@ -41,6 +41,13 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """Fields that may have a message's reasoning; transformers fills some of them from the others."""
 
 
+WITH_TEMPLATE = "a copy of the model's folder to which you add a chat_template.jinja (docs/faq.md)"
+
+
+class NoTemplateError(UsageError):
+    """A conversation, but the tokenizer has no chat template."""
+
+
 class Chats:
     """The conversations of one corpus with one tokenizer; collects what to report about them."""
 
@@ -76,9 +83,9 @@ class Chats:
             rendering = _Rendering(self.tokenizer, document, self.wants_parts)
             return _ids(self.tokenizer, rendering.text(len(document.messages), prompt=True))
         if len(document.messages) > 1:
-            raise UsageError(
+            raise NoTemplateError(
                 f"prompt '{document.id}': a conversation, but the model's tokenizer has no chat template; give single "
-                "prompts, or a model that has one"
+                f"prompts, or {WITH_TEMPLATE}"
             )
         self.counts["no chat template: answers continue the prompts as plain text"] += 1
         text = str(document.messages[0]["content"])
@@ -164,9 +171,9 @@ class Chats:
         The completion begins at the first token that differs from the tokens of the prompt alone.
         """
         if not document.pair:
-            raise UsageError(
+            raise NoTemplateError(
                 f"document '{document.id}': a conversation, but the model's tokenizer has no chat template; give plain "
-                "text (format: text), prompts with completions, or a model that has one"
+                f"text (format: text), prompts with completions, or {WITH_TEMPLATE}"
             )
         self._note("no chat template: prompts and completions are joined directly, with the end token")
         prompt, completion = (str(message["content"]) for message in document.messages)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.arguments import ColumnTable, RowTable, columns_of, path_of, rows_of, wrong_type
 from ..config.schema import ProbeConfig, TextConfig
+from ..data.chats import NoTemplateError
 from ..data.documents import corpus_of
 from ..data.prepared import Corpora
 from ..data.readers import without_nulls
@@ -112,9 +114,11 @@ def read_windows(
         documents = corpus_of(given.rows, config)
         beginnings = [document.text for document in documents[:3] if document.text]
         notices = compared(tokenizer, other_tokenizer, beginnings)
-        windows = tokenize(documents, tokenizer, length)
+        with _template_told(other_tokenizer):
+            windows = tokenize(documents, tokenizer, length)
     else:
-        read = Corpora(tokenizer, length, cache_dir).text(config)
+        with _template_told(other_tokenizer):
+            read = Corpora(tokenizer, length, cache_dir).text(config)
         notices = compared(tokenizer, other_tokenizer, read.beginnings)
         windows = read.windows
     return windows, config.source, length, [*notices, *windows.notices]
@@ -139,6 +143,17 @@ def read_to_sample(
             notices = compared(tokenizer, other_tokenizer, beginnings)
             return late, given.source, length, [*notices, *late.notices]
     return read_windows(given, tokenizer, models, context, other_tokenizer, cache_dir)
+
+
+@contextmanager
+def _template_told(other: Any) -> Iterator[None]:
+    """Add to the error about a base model without a chat template that the tuned model has one."""
+    try:
+        yield
+    except NoTemplateError as error:
+        if not getattr(other, "chat_template", None):
+            raise
+        raise UsageError(f"{error}; the tuned model has one, so add that and give the copy as BASE") from None
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
