@@ -153,7 +153,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: forgetting.measure(3, "x"), "base: got int 3; allowed: a folder, a Hub id"),
     (lambda: forgetting.measure("x", None), "tuned: got None; allowed"),
     (lambda: forgetting.measure("x", "y", text=4), "text: got int 4; allowed: a file"),
-    (lambda: forgetting.measure("x", "y", text=[]), "text: got list; allowed: a file"),
+    (lambda: forgetting.measure("x", "y", text=[]), "text: an empty list; give at least one text"),
     (lambda: forgetting.measure("x", "y", text=["a", 3]), r"text\[1\]: got int 3"),
     (lambda: forgetting.measure("x", "y", text={"text": "a"}), r"text\['text'\]: got str 'a'; allowed: a list"),
     (lambda: forgetting.measure("x", "y", tolerance="0.1"), "tolerance: got str '0.1'; allowed: a number, None"),

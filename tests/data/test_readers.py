@@ -234,7 +234,8 @@ def test_text_before_the_first_title_stays(tmp_path: Path) -> None:
 def test_how_a_text_was_split_into_documents_is_reported(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_text(WIKITEXT)
     assert load_corpus(TextConfig(source=str(tmp_path / "w.txt"))).notices == (
-        "w.txt: 2 documents, cut at ` = Title = ` lines (wikitext); the option `documents` sets how text is cut",
+        "w.txt: 2 documents, cut at ` = Title = ` lines (wikitext); `documents` sets how text is cut: --text-field "
+        "documents=paragraphs, or =sections, =wikitext, =rows",
     )
     (tmp_path / "s.txt").write_text("\n\n".join(["paragraph " * 100] * 12))
     assert "s.txt: 3 documents, cut into blocks" in load_corpus(TextConfig(source=str(tmp_path / "s.txt"))).notices[0]

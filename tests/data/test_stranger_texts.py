@@ -76,3 +76,22 @@ def test_the_default_warm_up_follows_few_steps() -> None:
     assert found == [0, 0, 1, 10, 10]
     with pytest.raises(ValueError, match="warmup_steps 10 must be fewer than steps 6"):
         TrainingConfig(steps=6, warmup_steps=10)
+
+
+def test_errors_about_given_texts_say_what_to_give(tmp_path: Path) -> None:
+    from forgetting.measuring.reading import text_source
+
+    for text in ("just some text that was pasted", "a line\nanother", "word " * 1000):
+        with pytest.raises(UsageError, match=r"to measure a text itself, give a list in Python: text=\[text\]"):
+            text_source(text)
+    with pytest.raises(UsageError, match="text: an empty list; give at least one text"):
+        text_source([])
+    assert text_source("my folder/a b.txt") == TextConfig(source="my folder/a b.txt")
+
+
+def test_a_conversation_that_a_template_refuses_is_named_by_file_and_row(tmp_path: Path) -> None:
+    row = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
+    (tmp_path / "c.jsonl").write_text(row * 2)
+    tokenizer = tokenizer_of("{{ raise_exception('Conversation roles must alternate') }}")
+    with pytest.raises(UsageError, match=r"c\.jsonl: row 1: the model's chat template refuses this conversation: Conv"):
+        tokenize(load_corpus(TextConfig(source=str(tmp_path / "c.jsonl"))), tokenizer, 64)

@@ -127,7 +127,7 @@ def test_sources_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("texts", "fields", "says"),
     [
-        (["a.txt", "chat=b.txt"], None, r"--text: got 'a.txt' among several texts; give each a name, as in chat=a.txt"),
+        (["a.txt", "chat=b.txt"], None, r"--text: got 'a.txt' among several texts; give each a name, as in a=a.txt"),
         (["a=a.txt", "a=b.txt"], None, "two texts have the name 'a'"),
         (["a=a.txt"], ["split=test"], r"got 'split=test'; with named texts give a.FIELD=VALUE"),
         (["a=a.txt"], ["b.split=test"], r"got 'b.split=test'; with named texts give a.FIELD=VALUE"),

@@ -86,7 +86,7 @@ class ProbeOptions:
         for item in self.probe or ():
             name, source = _named(item)
             config = validated(ProbeConfig, {"probe": source, "seed": seed, **how}, "--probe")
-            parts = by_kind(name or _probe_name(source), config)
+            parts = by_kind(name or _file_name(source), config)
             if twice := parts.keys() & found.keys():
                 raise UsageError(
                     f"--probe: two texts have the name '{min(twice)}'; give each its own, as in NAME={source}"
@@ -95,7 +95,7 @@ class ProbeOptions:
         return found
 
 
-def _probe_name(source: str) -> str:
+def _file_name(source: str) -> str:
     """A name from the file's name without its suffixes, or from the last part of a Hub id."""
     path = Path(source)
     stem = Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
@@ -116,7 +116,8 @@ def texts_of(
     names = [name for name, _ in split]
     if None in names:
         plain = next(source for name, source in split if name is None)
-        raise UsageError(f"--text: got '{plain}' among several texts; give each a name, as in chat={plain}")
+        named = f"{_file_name(plain)}={plain}"
+        raise UsageError(f"--text: got '{plain}' among several texts; give each a name, as in {named}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--text: two texts have the name '{twice[0]}'; give each its own")
     fields: dict[str, list[str]] = {str(name): [] for name in names}

@@ -172,7 +172,7 @@ class Chats:
         """
         if not document.pair:
             raise NoTemplateError(
-                f"document '{document.id}': a conversation, but the model's tokenizer has no chat template; give plain "
+                f"{document.place}: a conversation, but the model's tokenizer has no chat template; give plain "
                 f"text (format: text), prompts with completions, or {WITH_TEMPLATE}"
             )
         self._note("no chat template: prompts and completions are joined directly, with the end token")
@@ -246,7 +246,7 @@ class Chats:
             self._look_over(rendering, [turn], upto)
         if unknown == len(turns):
             raise UsageError(
-                f"document '{document.id}': the chat template rewrites earlier turns, so the answer's tokens cannot be "
+                f"{document.place}: the chat template rewrites earlier turns, so the answer's tokens cannot be "
                 "told from the prompt's; give a model whose template marks answers with {% generation %}, or plain text"
             )
         if apart:
@@ -386,9 +386,7 @@ class _Rendering:
             UsageError: the template refuses them, or there are none.
         """
         if not turns:
-            raise UsageError(
-                f"document '{self.document.id}': begins with an answer; a conversation must begin with a prompt"
-            )
+            raise UsageError(f"{self.document.place}: begins with an answer; a conversation must begin with a prompt")
         key = (turns, prompt)
         if key not in self.texts:
             self.texts[key] = str(self._apply(turns, tokenize=False, add_generation_prompt=prompt))
@@ -420,7 +418,7 @@ class _Rendering:
         return [{"type": "text", "text": content}] if self.parts and content is not None else content
 
     def _call(self, apply: Any) -> Any:
-        where = f"document '{self.document.id}': the model's chat template"
+        where = f"{self.document.place}: the model's chat template"
         try:
             with templates.bounded(where):
                 found = apply()

@@ -20,6 +20,7 @@ WORDS = {
     "sections": f"into blocks of whole paragraphs of about {SECTION_CHARACTERS:,} characters (sections)",
 }
 """What each way of cutting does, in words."""
+HOW_TO_CUT = "`documents` sets how text is cut: --text-field documents=paragraphs, or =sections, =wikitext, =rows"
 
 
 def guessed_cut(texts: Sequence[str]) -> str:
@@ -89,11 +90,11 @@ def guessed_cut_of_one(pieces: Iterable[str]) -> str:
 def notices_of(mode: str, count: int) -> list[str]:
     """What a reader should know about documents that were cut by a guess."""
     if count == 1:
-        return ["one document, so there is no standard error; the option `documents` sets how text is cut"]
+        return [f"one document, so there is no standard error; {HOW_TO_CUT}"]
     notice = f"{count} documents, cut {WORDS[mode]}"
     if mode == "sections":
         notice += "; neighbouring documents are not independent, so standard errors are somewhat too small"
-    return [f"{notice}; the option `documents` sets how text is cut"]
+    return [f"{notice}; {HOW_TO_CUT}"]
 
 
 def wikitext(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ class Document:
         tools: the tools that the model may call, for the chat template.
         template_options: further variables for the chat template, such as `enable_thinking`.
         pair: a prompt and its completion, which can be joined without a chat template.
+        where: its source and row, for messages.
     """
 
     id: str
@@ -43,6 +44,12 @@ class Document:
     tools: tuple[Mapping[str, Any], ...] = ()
     template_options: Mapping[str, Any] = field(default_factory=dict)
     pair: bool = False
+    where: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        """How messages name the document."""
+        return self.where or f"document '{self.id}'"
 
     def targets(self) -> list[int]:
         """Indices of the targets: assistant turns after the given ones, unless marked as not to be trained on."""
@@ -272,6 +279,7 @@ def _conversation(config: TextConfig, row: Row, index: int, shape: Shape) -> Doc
         tools=tuple(tools or ()),
         template_options=options or {},
         pair=pair,
+        where=where,
     )
 
 

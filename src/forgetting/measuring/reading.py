@@ -15,6 +15,7 @@ from ..data.chats import NoTemplateError
 from ..data.documents import corpus_of
 from ..data.prepared import Corpora
 from ..data.readers import without_nulls
+from ..data.sources import is_hub_id
 from ..data.tokenizing import tokenize
 from ..data.untokenized import Untokenized, untokenized
 from ..data.windows import Windows
@@ -62,6 +63,13 @@ def text_source(text: Text | Rows) -> TextConfig | ProbeConfig | Windows | Rows:
         return WIKITEXT
     if isinstance(text, Windows | TextConfig | ProbeConfig | Rows):
         return text
+    if isinstance(text, str) and (len(text) > 2000 or "\n" in text or (" " in text and is_hub_id(text))):
+        raise UsageError(
+            f"text: no file or folder here, and not a Hub id: {text!r:.60}; to measure a text itself, give a list in "
+            "Python: text=[text]"
+        )
+    if isinstance(text, list | tuple) and not text:
+        raise UsageError("text: an empty list; give at least one text")
     if isinstance(text, str | os.PathLike):
         return TextConfig(source=path_of("text", text, ALLOWED))
     if isinstance(text, list | tuple) and text and isinstance(text[0], str):
