@@ -72,7 +72,7 @@ def open_in(browser: Any, path: Path, width: int = 1280, scheme: str = "light") 
     page.on("pageerror", lambda e: made.trouble.append(f"error: {e}"))
     page.on("dialog", lambda d: (made.trouble.append(f"dialog: {d.message}"), d.dismiss()))
     page.on("request", lambda r: r.url.startswith("file:") or made.trouble.append(f"request: {r.url}"))
-    page.goto(path.as_uri())
+    page.goto(path.as_uri(), timeout=120_000)
     page.wait_for_selector("html[data-drawn]", timeout=60_000)
     return made
 

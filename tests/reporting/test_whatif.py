@@ -244,7 +244,7 @@ def test_other_numbers_than_python_gave_close_the_panel(made, law, browser, tmp_
     assert changed != page
     path.write_text(changed, encoding="utf-8")
     opened = browser.new_context().new_page()
-    opened.goto(path.as_uri())
+    opened.goto(path.as_uri(), timeout=120_000)
     opened.wait_for_selector("#d0-whatif-differs", timeout=60_000)
     assert opened.locator("#d0-whatif").is_hidden()
     opened.context.close()
