@@ -283,6 +283,13 @@ def test_extrapolation_errors_are_those_of_the_rows_that_were_held_out():
     assert t.rmse["forgetting_loss"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
     assert t.bias["forgetting_loss"] == pytest.approx(error.mean(), abs=1e-9)
     assert t.band["forgetting_loss"] > 0
+    robust = extrapolation_tests("linear", data, bootstrap=20, objective="huber", delta=1e-3, confidence=0.5)
+    fit = fit_law("linear", near, bootstrap=20, objective="huber", delta=1e-3, confidence=0.5)
+    said = fit.predict("forgetting_loss", finetune_loss=far["finetune_loss"].to_numpy())
+    (one,) = (test for test in robust if test.axis == "step")
+    assert one.bias["forgetting_loss"] == pytest.approx(float(np.mean(far["forgetting_loss"] - said.value)), abs=1e-12)
+    assert one.bias != t.bias, "the options of the fit are those of the test"
+    assert one.band["forgetting_loss"] == pytest.approx(float(np.mean(said.high - said.low)) / 2, rel=1e-9)
     with pytest.raises(UsageError, match="no axis"):
         extrapolation_tests("linear", {"finetune_loss": [1, 2, 3], "forgetting_loss": [1, 2, 3]})
 

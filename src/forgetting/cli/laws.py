@@ -391,8 +391,7 @@ def _used(law: Law, laws: Iterable[Law], columns: dict[str, str]) -> dict[str, s
 def _extrapolate(law: Law, table: Table, label: str, how: dict[str, Any]) -> list[dict[str, Any]]:
     from ..analysis.fit import extrapolation_tests
 
-    given = {name: how[name] for name in ("columns", "run", "iid", "seed")}
-    tests = extrapolation_tests(law, table, label=label, **given)
+    tests = extrapolation_tests(law, table, label=label, **how)
     return [{"dataset": label, "law": law.called, **asdict(test)} for test in tests]
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from forgetting.analysis.fit.data import Data, column_names, read_data
 from forgetting.analysis.fit.diagnostics import r2_of_rows
-from forgetting.analysis.fit.engine import fit_data
-from forgetting.analysis.fit.options import Options
+from forgetting.analysis.fit.engine import fit_rows
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.fit.runs import RUN
 from forgetting.analysis.laws import LAWS, Law
@@ -53,15 +52,14 @@ def extrapolation_tests(
     label: str = "",
     run: str | Sequence[str] = RUN,
     iid: bool = False,
-    seed: int = 0,
-    bootstrap: int = 200,
+    **options: Any,
 ) -> list[Extrapolation]:
     """Fit the lower 60 % of the distinct values of each axis (P, N, ...) and predict the rest.
 
     Args:
         law: a name in `LAWS`, or a law.
         table: a DataFrame, or a mapping from column names to sequences.
-        columns, label, run, iid, seed, bootstrap: see `fit_law`.
+        columns, label, run, iid, options: see `fit_law`; the options are those of the fit, such as `objective`.
 
     Raises:
         UsageError: a mistake in the table, or no axis has enough distinct values.
@@ -70,10 +68,7 @@ def extrapolation_tests(
     data = read_data(law, table, columns=columns, label=label, run=run, iid=iid)
     axes = {name: data.x.get(name, data.columns.get(name)) for name in AXES}
     out = [
-        test
-        for name, values in axes.items()
-        if values is not None
-        for test in _test(law, data, name, values, seed, bootstrap)
+        test for name, values in axes.items() if values is not None for test in _test(law, data, name, values, options)
     ]
     if not out:
         raise UsageError(
@@ -82,7 +77,7 @@ def extrapolation_tests(
     return out
 
 
-def _test(law: Law, data: Data, axis: str, values: Array, seed: int, bootstrap: int) -> list[Extrapolation]:
+def _test(law: Law, data: Data, axis: str, values: Array, options: Mapping[str, Any]) -> list[Extrapolation]:
     distinct = np.unique(values[np.isfinite(values)])
     cut = distinct[max(1, int(np.ceil(PART * distinct.size)) - 1)] if distinct.size >= 4 else np.inf
     near, far = values <= cut, values > cut
@@ -90,8 +85,7 @@ def _test(law: Law, data: Data, axis: str, values: Array, seed: int, bootstrap: 
     if not far.any() or near.sum() * data.y.shape[0] <= free:
         return []
     part = replace(data.take(near), warnings=())
-    options = Options(seed=seed, bootstrap=bootstrap)
-    fit = fit_data(law, part, f"{axis} up to {cut:g}", options, np.ones_like(part.y))
+    fit = fit_rows(law, part, f"{axis} up to {cut:g}", **options)
     x = {k: v[far] for k, v in data.x.items()}
     rmse, bias, band = {}, {}, {}
     for o, output in enumerate(law.outputs):
