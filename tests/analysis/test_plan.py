@@ -14,10 +14,13 @@ from test_fit_table1 import NAMES, PER_RANK, RANKS, closed_form, table
 
 import forgetting
 from forgetting.analysis.fit import Fit, fit_from_published, fit_law, fit_study, save_fits, show
+from forgetting.analysis.fit.bootstrap import finite_interval
 from forgetting.analysis.fit.information import Information
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.plan import Cost, NextRun, Plan, costs_of, load_laws, next_runs, plan_budget, plan_target
 from forgetting.analysis.plan.predict import Predictions, predict_rows
+from forgetting.analysis.plan.result import _steps
+from forgetting.analysis.plan.surface import steps_band
 from forgetting.errors import UsageError
 
 NAMES_OF_LOSSES = ("finetune_loss", "forgetting_loss")
@@ -479,3 +482,21 @@ def test_parameters_are_counted_from_the_configuration_alone(tmp_path):
 def test_a_fit_of_pandas_rows_with_missing_ranks_still_plans():
     data = table(NAMES[0]).assign(rank=pd.array([None] * 132, dtype="Int64"))
     assert "params_per_rank" not in fit_law("shifted_power", data, bootstrap=0).diagnostics
+
+
+def test_draws_that_never_reach_the_level_count_as_the_longest():
+    """Before, they were left out of the band of steps, whose upper end was then too low."""
+    fit = SimpleNamespace(confidence=0.95, widen=1.2)
+    draws = np.exp(np.random.default_rng(0).normal(np.log(100), 0.2, 200))
+    low, high, _ = finite_interval(np.log([100.0]), np.log(draws)[:, None], 0.95, 1.2)
+    whole = steps_band(fit, 100.0, draws)
+    assert [whole.low, whole.high] == pytest.approx([np.exp(low[0]), np.exp(high[0])], rel=1e-12)
+    order = np.argsort(draws)
+    for never, unlimited in ((3, False), (20, True), (100, True)):
+        changed = draws.copy()
+        changed[order[200 - never :]] = np.inf
+        made = steps_band(fit, 100.0, changed)
+        assert made.low == whole.low
+        assert made.high == (np.inf if unlimited else whole.high)
+    assert np.isnan(steps_band(fit, 100.0, np.full(200, np.inf)).low)
+    assert _steps(steps_band(fit, 100.0, changed)) == f"100 (at least {whole.low:.0f})"

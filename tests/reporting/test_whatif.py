@@ -179,8 +179,10 @@ def test_the_budget_is_spent_where_plan_says(opened, made, law):
             assert f"a fine-tuning loss of {value}" in text
             for name, span in (("95\u00a0% band", band), ("of one new run", run)):
                 assert (f"{name} {span}" in text) == (span != "–")
-            if np.isfinite(choice.steps.low):
-                assert f"(95\u00a0% band {choice.steps.low:,.0f} to {choice.steps.high:,.0f})" in text
+            low, high = choice.steps.low, choice.steps.high
+            if np.isfinite(low):
+                between = f"{low:,.0f} to {high:,.0f}" if np.isfinite(high) else f"at least {low:,.0f}"
+                assert f"(95\u00a0% band {between})" in text
             assert float(re.search(r"for ([\d,]+) tokens", text)[1].replace(",", "")) == float(f"{choice.tokens:.3g}")
             assert float(re.search(r"and ([\d.,]+) hours", text)[1].replace(",", "")) == float(f"{choice.hours:.3g}")
             assert ("outside the measured range" in text) == choice.extrapolated

@@ -16,7 +16,7 @@ from forgetting.analysis.laws.base import ROUNDING, SIZES, Array, incomputable
 from forgetting.analysis.plan.cost import Cost
 from forgetting.analysis.plan.measured import SMALL, loss_name, measured_near
 from forgetting.analysis.plan.result import Choice, Plan
-from forgetting.analysis.plan.surface import band, need_surface, surface_of
+from forgetting.analysis.plan.surface import band, need_surface, steps_band, surface_of
 from forgetting.display.numbers import several
 from forgetting.errors import UsageError
 
@@ -165,7 +165,7 @@ def _choices(
             Choice(
                 rank,
                 params,
-                band(fit, steps, drawn, log=True),
+                steps_band(fit, steps, drawn),
                 losses[0],
                 losses[1],
                 {
@@ -225,7 +225,7 @@ def _plan(
     if fit.rivals and any(c.extrapolated for c in reached):
         sentences.append(spans(fit.band_laws()))
     if fit.draws and any(np.isnan(getattr(c, other).low) for c in reached if np.isfinite(c.steps.value)):
-        sentences.append("a band is missing if more than a fifth of its draws never reach the level")
+        sentences.append("a loss has no band if more than a fifth of its draws never reach the level")
     if fit.draws and any(np.isnan(e.low) for c in reached if np.isinf(c.steps.value) for e in _losses(c)):
         sentences.append(
             "unlimited steps: the limit of this law has no band, because laws that fit about as well inside the "

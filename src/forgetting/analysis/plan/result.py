@@ -31,7 +31,8 @@ class Choice:
     Attributes:
         rank: the rank; None if the plan compares numbers of parameters, not ranks.
         trainable_params: number of trainable parameters P.
-        steps: number of steps N with its interval; infinite if the law never reaches the level.
+        steps: number of steps N with its interval; infinite if the law never reaches the level. Its upper end is
+            infinite if too many resampled laws never reach it.
         finetune_loss, forgetting_loss: the law's mean there, in nats/token; the loss that is not held has a band.
         new_run: by output, the band of one new run, which includes its scatter around the mean; NaN if unknown.
         extrapolated: whether P or N is outside the measured range.
@@ -357,5 +358,7 @@ def _run(c: Choice, name: str) -> str:
 def _steps(e: Estimate) -> str:
     if not np.isfinite(e.value):
         return "unlimited"
+    if np.isposinf(e.high):
+        return f"{e.value:,.0f} (at least {e.low:,.0f})"
     known = np.isfinite(e.low) and np.isfinite(e.high)
     return f"{e.value:,.0f}" + (f" ({e.low:,.0f} to {e.high:,.0f})" if known else "")

@@ -92,12 +92,30 @@ def surface_of(fit: Fit) -> Surface:
     return Surface(law, centred(theta[None], centre), centred(draws, centre), fit.rivals)
 
 
-def band(fit: Fit, value: float, draws: Array, *, log: bool = False) -> Estimate:
+def band(fit: Fit, value: float, draws: Array) -> Estimate:
     """A value with the interval of its [B] draws; NaN if there are none or too many are not finite."""
     if not draws.size or not np.isfinite(value):
         return Estimate(value)
+    low, high, _ = finite_interval(np.array([value]), draws[:, None], fit.confidence, fit.widen)
+    return Estimate(value, float(low[0]), float(high[0]))
+
+
+def steps_band(fit: Fit, value: float, draws: Array) -> Estimate:
+    """Steps with the interval of their [B] draws, computed in logarithms.
+
+    Draws that never reach the level count as longer than all others. If they are more than the upper tail, the upper
+    end is infinite. Both ends are NaN if there are no draws, or if almost none reaches the level.
+    """
+    if not draws.size or not np.isfinite(value):
+        return Estimate(value)
+    tail = (1 - fit.confidence) / 2
     with np.errstate(all="ignore"):
-        points, ends = (np.log(draws), np.log(value)) if log else (draws, value)
-    low, high, _ = finite_interval(np.array([ends]), points[:, None], fit.confidence, fit.widen)
-    span = np.exp([low[0], high[0]]) if log else (low[0], high[0])
-    return Estimate(value, float(span[0]), float(span[1]))
+        points = np.sort(np.where(np.isfinite(draws), np.log(draws), np.inf))
+    known, last, centre = points[np.isfinite(points)], len(points) - 1, float(np.log(value))
+    if len(known) <= np.ceil(last * tail):
+        return Estimate(value)
+    low = centre + fit.widen * min(float(np.quantile(points, tail)) - centre, 0.0)
+    if len(known) <= np.ceil(last * (1 - tail)):
+        return Estimate(value, float(np.exp(low)), np.inf)
+    high = centre + fit.widen * max(float(np.quantile(points, 1 - tail)) - centre, 0.0)
+    return Estimate(value, float(np.exp(low)), float(np.exp(high)))

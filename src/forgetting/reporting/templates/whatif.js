@@ -178,7 +178,9 @@
         const taken = `${start} would take ${steps(Math.round(value))} at ${at}`;
         return `${taken}, where ${asked(low)} to ${asked(high)} were measured: the law says nothing there.`;
       }
-      const between = ends.every(Number.isFinite) ? ` (${law.level} band ${ends.map(whole).join(" to ")})` : "";
+      const [from, to] = ends;
+      const band = to === Infinity ? `at least ${whole(from)}` : ends.map(whole).join(" to ");
+      const between = Number.isFinite(from) ? ` (${law.level} band ${band})` : "";
       const [loss, ...bands] = found.finetune;
       const named = [[`${law.level} band`, span(bands[0], bands[1])], ["of one new run", span(bands[2], bands[3])]];
       const known = named.filter(([, text]) => text !== "–").map((pair) => pair.join(" ")).join("; ");

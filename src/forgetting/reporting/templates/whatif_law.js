@@ -115,6 +115,18 @@ const whatIfLaw = (() => {
       return [value + this.widen * Math.min(low - value, 0), value + this.widen * Math.max(high - value, 0), lost];
     }
 
+    // the band of steps, in logarithms: draws that never reach the level count as longer than all others
+    stepsBand(value, drawn) {
+      const logs = drawn.map(Math.log).map((x) => (Number.isFinite(x) ? x : Infinity));
+      const points = logs.sort((a, b) => (a < b ? -1 : Number(a > b)));
+      const [known, last, centre] = [points.filter(Number.isFinite).length, points.length - 1, Math.log(value)];
+      const tail = (1 - this.confidence) / 2;
+      if (known <= Math.ceil(last * tail)) return NONE;
+      const low = centre + this.widen * Math.min(quantile(points, tail) - centre, 0);
+      if (known <= Math.ceil(last * (1 - tail))) return [Math.exp(low), Infinity];
+      return [Math.exp(low), Math.exp(centre + this.widen * Math.max(quantile(points, 1 - tail) - centre, 0))];
+    }
+
     newRun(output, value, low, high) {
       const [less, half] = this.run[output].map((scale) => scale ?? NaN);
       const [down, up] = [Math.hypot(less * (value - low), half), Math.hypot(less * (high - value), half)];
@@ -142,12 +154,11 @@ const whatIfLaw = (() => {
       const draws = outside ? this.beyond : this.inside;
       const up = this.law.signs[FORGETTING] < 0;
       const drawn = draws.map(([law, t]) => law.steps(t, FORGETTING, P, level, up));
-      const [low, high] = this.band(Math.log(steps), drawn.map(Math.log));
       const value = this.shifted.value(this.theta, FINETUNE, P, steps);
       const losses = draws.map(([law, t], i) => law.value(t, FINETUNE, P, drawn[i]));
       const mean = this.band(value, losses).slice(0, 2);
       const run = this.newRun(FINETUNE, value, ...mean);
-      return { steps: [steps, Math.exp(low), Math.exp(high)], finetune: [value, ...mean, ...run], outside };
+      return { steps: [steps, ...this.stepsBand(steps, drawn)], finetune: [value, ...mean, ...run], outside };
     }
 
     // whether this browser computes what Python did
