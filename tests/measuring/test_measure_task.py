@@ -131,7 +131,7 @@ def test_the_command(
     code, out, _ = call(monkeypatch, capsys, *pair, *texts, "--budget", 5, "--json")
     row = json.loads(out)
     assert (code, row["outcome"], list(row["texts"])) == (3, "not improved", ["a", "b"])
-    (tmp_path / "short.txt").write_text("one two")
+    (tmp_path / "short.txt").write_text("one")
     short = [*pair[:-1], tmp_path / "short.txt", "--budget", 5]
     for given in (["--text", corpora / "general.jsonl"], texts):
         code, _, err = call(monkeypatch, capsys, *short, *given)
