@@ -219,9 +219,9 @@ def test_no_button_sends_the_data_anywhere(news):
     ("methods", "fitted"),
     [
         ((*LORA, {"name": "full"}, {"name": "ia3"}), True),
-        (({"name": "full"},), True),
         (({"name": "full"},), False),
-        (LORA[:1], False),
+        pytest.param(({"name": "full"},), True, marks=pytest.mark.slow),
+        pytest.param(LORA[:1], False, marks=pytest.mark.slow),
     ],
 )
 def test_other_methods_with_and_without_fits(show, methods, fitted):
