@@ -11,8 +11,9 @@ OLDEST_TESTS := $(patsubst %,tests/%.py,config/test_config store/test_store stor
   capabilities/test_capabilities_items capabilities/test_capabilities_evaluate capabilities/test_capabilities_study \
   analysis/test_fit_engine analysis/test_fit_cli reporting/test_report cli/test_cli test_packaging)
 OLDEST_TESTS += tests/studies/test_engine_ray.py::test_a_study_on_ray_gives_the_numbers_of_one_here
-# A worker a core. A worker without tests takes half of another's, so that what a file's tests share is made once or twice.
-WORKERS := -n logical --maxprocesses 4 --dist worksteal
+# One worker more than cores, since some tests wait for processes. A worker without tests takes half of another's, so that
+# what a file's tests share is made once or twice.
+WORKERS := -n $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))') --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: study test test-fast test-oldest test-slow lint types docs notebooks dist clean new-enough

@@ -256,6 +256,7 @@ def test_running_on_is_shown_in_the_table_the_page_and_the_json(
 
 
 @pytest.mark.full
+@pytest.mark.slow
 def test_a_group_file_finds_its_tasks_beside_it_and_along_the_include_path(
     tiny_model: Path, other: Path, tmp_path: Path
 ) -> None:

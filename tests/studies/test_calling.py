@@ -80,6 +80,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux alone")
+@pytest.mark.slow
 def test_the_command_leaves_the_libraries_to_its_workers(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     import torch
     import yaml

@@ -197,6 +197,7 @@ def look_around(folder: str, task: str, tell: Tell) -> None:
 
 @pytest.mark.full
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux alone")
+@pytest.mark.slow
 def test_workers_have_the_libraries_loaded_and_the_current_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

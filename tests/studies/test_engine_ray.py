@@ -100,6 +100,7 @@ def test_every_task_runs_once_with_its_events_in_order_in_another_process(cluste
     assert str(os.getpid()) not in {path.read_text() for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_at_most_one_task_per_core_runs_at_a_time(cluster: Any, tmp_path: Path) -> None:
     """Ray gives the core of a worker that waits in ray.get to the next task, so our workers must not."""
     assert do([f"t{i}" for i in range(8)], functools.partial(take_a_while, str(tmp_path)), []) == {}
@@ -108,6 +109,7 @@ def test_at_most_one_task_per_core_runs_at_a_time(cluster: Any, tmp_path: Path) 
     assert max(sum(low <= began < high for low, high in spans) for began, _ in spans) == 2
 
 
+@pytest.mark.slow
 def test_a_task_whose_process_always_dies_is_given_up_and_the_others_continue(cluster: Any, tmp_path: Path) -> None:
     events: list[Event] = []
     lost = do(["dies", "a"], functools.partial(misbehave, str(tmp_path)), events)
@@ -133,6 +135,7 @@ def die(folder: str, times: int) -> str:
     return "done"
 
 
+@pytest.mark.slow
 def test_the_shared_work_is_repeated_if_its_worker_dies(cluster: Any, tmp_path: Path) -> None:
     assert Ray().call(functools.partial(die, str(tmp_path), 2)) == "done"
     assert (tmp_path / "deaths").read_text() == "xxx"
@@ -182,6 +185,7 @@ def test_a_study_on_ray_gives_the_numbers_of_one_here(
     assert numbers(tmp_path / "there") == numbers(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_a_study_that_grows_on_ray_equals_one_planned_so_here(
     cluster: Any, tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
