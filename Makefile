@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
 # What meets the dependencies; what is logic alone is tested by `make test`.
-OLDEST_TESTS := $(patsubst %,tests/%.py,config/test_config store/test_store store/test_scale data/test_text \
-  analysis/test_tables tuning/test_methods tuning/test_contracts tuning/test_train tuning/test_mitigations \
+OLDEST_TESTS := $(patsubst %,tests/%.py,config/test_config store/test_store data/test_text \
+  analysis/test_tables tuning/test_methods tuning/test_contracts tuning/test_train \
   tuning/test_fused_loss tuning/test_folded_lora \
   models/test_hub models/test_internals studies/test_ray_internals \
   measuring/test_measure_callback measuring/test_measure_losses measuring/test_measure_command \
-  capabilities/test_capabilities_items capabilities/test_capabilities_evaluate capabilities/test_capabilities_study \
+  capabilities/test_capabilities_items capabilities/test_capabilities_evaluate \
   analysis/test_fit_engine analysis/test_fit_cli reporting/test_report cli/test_cli test_packaging)
 OLDEST_TESTS += tests/studies/test_engine_ray.py::test_a_study_on_ray_gives_the_numbers_of_one_here
 # One worker more than cores, since some tests wait for processes. A worker without tests takes half of another's, so that
