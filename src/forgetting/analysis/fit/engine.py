@@ -84,7 +84,7 @@ def fit_law(
 
     Args:
         law: a name in `LAWS`, or a law.
-        table: a DataFrame, or a mapping from column names to sequences; one row per measurement.
+        table: a DataFrame, or a mapping from column names to sequences; one row per measurement. Or data already read.
         label: name of the fit, for reports and messages.
         objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for `linear` also `errors-in-both`.
         delta: Huber's delta, in nats (`huber`) or relative (`huber-log`).
@@ -108,29 +108,6 @@ def fit_law(
         ForgettingError: no finite objective or parameters were found, or one output is negligible next to another.
     """
     law = LAWS.find(law) if isinstance(law, str) else law
-    data = read_data(law, table, columns=columns, label=label, run=run, iid=iid)
-    how: dict[str, Any] = {"objective": objective, "delta": delta, "weights": weights, "intervals": intervals}
-    how |= {"seed": seed, "bootstrap": bootstrap, "confidence": confidence, "starts": starts, "start": start}
-    return fit_rows(law, data, label, line=line, **how)
-
-
-def fit_rows(
-    law: Law,
-    data: Data,
-    label: str,
-    *,
-    objective: str = "least-squares",
-    delta: float = 1e-3,
-    seed: int = 0,
-    bootstrap: int = 200,
-    confidence: float = 0.95,
-    weights: str = "none",
-    intervals: str = "bootstrap",
-    starts: int = STARTS,
-    start: Sequence[float] | None = None,
-    line: Fit | None = None,
-) -> Fit:
-    """`fit_law` for data that were already read."""
     if objective not in (*OBJECTIVES, IN_BOTH):
         raise UsageError(f"unknown objective '{objective}'; {did_you_mean(objective, [*OBJECTIVES, IN_BOTH])}")
     chosen = Objective("least-squares" if objective == IN_BOTH else objective, delta)
@@ -138,6 +115,7 @@ def fit_rows(
     if seed < 0:
         raise UsageError(f"seed: got {seed}; give a whole number of 0 or more")
     options = Options(chosen, seed, bootstrap, confidence, intervals, starts, given)
+    data = table if isinstance(table, Data) else read_data(law, table, columns=columns, label=label, run=run, iid=iid)
     if objective == IN_BOTH:
         if law.name != "linear" or intervals != "bootstrap":
             raise UsageError(f"objective '{IN_BOTH}' is for law 'linear' with bootstrap intervals")
@@ -146,7 +124,7 @@ def fit_rows(
 
 
 def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array, line: Fit | None = None) -> Fit:
-    """`fit_rows` with weights [O, n]."""
+    """`fit_law` for data that were already read, with weights [O, n]."""
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)

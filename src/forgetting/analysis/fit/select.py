@@ -10,7 +10,7 @@ import numpy as np
 
 from forgetting.analysis.fit.data import Data, column_names, read_data
 from forgetting.analysis.fit.diagnostics import r2_of_rows
-from forgetting.analysis.fit.engine import fit_rows
+from forgetting.analysis.fit.engine import fit_law
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.fit.runs import RUN
 from forgetting.analysis.laws import LAWS, Law
@@ -85,7 +85,7 @@ def _test(law: Law, data: Data, axis: str, values: Array, options: Mapping[str, 
     if not far.any() or near.sum() * data.y.shape[0] <= free:
         return []
     part = replace(data.take(near), warnings=())
-    fit = fit_rows(law, part, f"{axis} up to {cut:g}", **options)
+    fit = fit_law(law, part, label=f"{axis} up to {cut:g}", **options)
     x = {k: v[far] for k, v in data.x.items()}
     rmse, bias, band = {}, {}, {}
     for o, output in enumerate(law.outputs):
