@@ -339,18 +339,24 @@ def test_divergences_equal_the_slow_twin() -> None:
         assert float(divergence(base, tuned, labels, direction)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("method", "copied"), [("lora", False), ("full", True), ("pissa", True), ("ia3", False)])
-def test_the_base_pass_is_the_base_model_whatever_was_trained(
-    method: str, copied: bool, tiny_model: Path, corpora: Path, tmp_path: Path
-) -> None:
-    config = configure(tiny_model, corpora, methods=[{"name": method}])
-    at, _, context = situation(config, tmp_path)
+def started(config: Any, folder: Path) -> tuple[Any, BasePass, Any, torch.Tensor, torch.Tensor]:
+    """A prepared run, its base pass, its model, token ids, and the base model's logits of them."""
+    at, _, context = situation(config, folder)
     ids = torch.arange(7, 23).reshape(2, 8)
     with torch.no_grad():
         expected = at.base.model(input_ids=ids).logits
     base = BasePass(at)
     model = METHODS.parse(at.run.method).prepare(at.base.model, context)
     base.start(model)
+    return at.run, base, model, ids, expected
+
+
+@pytest.mark.parametrize(("method", "copied"), [("lora", False), ("full", True), ("pissa", True), ("ia3", False)])
+def test_the_base_pass_is_the_base_model_whatever_was_trained(
+    method: str, copied: bool, tiny_model: Path, corpora: Path, tmp_path: Path
+) -> None:
+    config = configure(tiny_model, corpora, methods=[{"name": method}])
+    _, base, model, ids, expected = started(config, tmp_path)
     assert base.copied is copied
     flags = [p.requires_grad for p in model.parameters()]
     model.train()
@@ -389,19 +395,13 @@ def test_the_base_pass_is_the_base_model_when_its_biases_train_beside_an_adapter
     lora = {"name": "peft", "config": {"peft_type": "LORA", "target_modules": ["c_attn"], "bias": "all"}}
     data = {"x": {"source": str(corpora / "train.jsonl"), "heldout": 0.2}}
     config = configure(models["gpt2"], corpora, methods=[lora], datasets=data)
-    at, _, context = situation(config, tmp_path)
-    ids = torch.arange(7, 23).reshape(2, 8)
-    with torch.no_grad():
-        expected = at.base.model(input_ids=ids).logits
-    base = BasePass(at)
-    model = METHODS.parse(at.run.method).prepare(at.base.model, context)
-    base.start(model)
+    run, base, model, ids, expected = started(config, tmp_path)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * parameter.requires_grad)
     assert base.copied
     torch.testing.assert_close(base.logits(model, ids, None), expected)
-    assert copy_held(at.run, model, 7) == 7
+    assert copy_held(run, model, 7) == 7
 
 
 # ---- l2sp and ewc
